@@ -1,0 +1,203 @@
+"""A finished model on disk: a folder of config.json, tokenizer.json, safetensors shards and a model card.
+
+The folder can be moved anywhere, holds no code and no paths, and is checked before anything is built from it. It is
+complete when config.json is there, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import nn
+
+from ulmfit.card import model_card
+from ulmfit.config import ClassifierConfig, Config, Direction, LanguageModelConfig, Storage
+from ulmfit.errors import BundleError, ConfigError, OutputError, TokenizerError
+from ulmfit.models.classifier import Classifier
+from ulmfit.models.language_model import LanguageModel
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.weights import read_shards, write_shards
+
+FORMAT, VERSION = "ulmfit-bundle", 1
+CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
+
+Model = TypeVar("Model", bound=nn.Module)
+ModelConfig = TypeVar("ModelConfig", bound=Config)
+
+
+@dataclass(frozen=True)
+class Bundle(Generic[Model, ModelConfig]):
+    """One model for each direction, the tokenizer they share, and the facts of the run that made them."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    models: Mapping[Direction, Model]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    kind: ClassVar[str]
+    config_type: ClassVar[type[Config]]
+    model_type: ClassVar[type[nn.Module]]
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """The directions this model reads in."""
+        return tuple(self.models)
+
+    def _own_values(self) -> dict[str, Any]:
+        """What this kind of bundle adds to config.json."""
+        return {}
+
+    @classmethod
+    def _own_arguments(cls, values: dict[str, Any], config: Any) -> dict[str, Any]:
+        """The inverse of `_own_values`; raises BundleError."""
+        return {}
+
+    def save(self, folder: Path, *, storage: Storage = "float32") -> None:
+        """Write into `folder`, made if need be, which must not hold a bundle yet.
+
+        Everything is written to a hidden folder inside and renamed file by file, config.json last, so a half-written
+        bundle is never taken for a whole one. Raises OutputError where that fails; nothing is left then.
+        """
+        if (folder / CONFIG).exists():
+            raise OutputError(f"{folder}: already holds a model; choose another folder")
+        temporary = folder / ".writing"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            weights = {
+                direction: write_shards(model.state_dict(), temporary, prefix=direction, storage=storage)
+                for direction, model in self.models.items()
+            }
+            values = {
+                "format": FORMAT,
+                "version": VERSION,
+                "kind": self.kind,
+                "model": self.config.model_dump(mode="json"),
+                **self._own_values(),
+                "storage": storage,
+                "weights": weights,
+                "facts": dict(self.facts),
+            }
+            (temporary / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
+            (temporary / CARD).write_text(model_card(values), encoding="utf-8")
+            (temporary / CONFIG).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            for path in temporary.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
+                path.rename(folder / path.name)
+            temporary.rmdir()
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OutputError(
+                f"{folder}: cannot save the model ({error}); free some space or choose another folder"
+            ) from None
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read and check a bundle of this kind; weights come back in float32, models in evaluation mode.
+
+        Raises BundleError, in one line, for anything missing, damaged, or of another kind or version.
+        """
+        values = read_bundle_config(folder)
+        if values["kind"] != cls.kind:
+            raise BundleError(
+                f"{folder}: holds a {values['kind'].replace('_', ' ')}, a {cls.kind.replace('_', ' ')} is needed here"
+            )
+        try:
+            config: Any = cls.config_type.parse(values["model"])
+            text = (folder / TOKENIZER).read_text(encoding="utf-8")
+            tokenizer = Tokenizer.from_json(text)
+        except (ConfigError, TokenizerError, OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{folder}: the bundle is damaged or made by another version ({error})") from None
+        if len(tokenizer) != config.vocab_size:
+            raise BundleError(
+                f"{folder}: {TOKENIZER} has {len(tokenizer)} tokens, {CONFIG} asks for {config.vocab_size}"
+            )
+        own = cls._own_arguments(values, config)
+        models: dict[Direction, Any] = {}
+        for direction, names in values["weights"].items():
+            try:
+                with torch.device("meta"):
+                    model = cls.model_type(config)
+            except ConfigError as error:
+                raise BundleError(f"{folder}: {error}") from None
+            expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+            model.load_state_dict(read_shards(folder, names, expected=expected), assign=True)
+            # Assigned tensors are plain leaves: they learn like freshly made parameters.
+            models[direction] = model.requires_grad_(True).eval()
+        return cls(config=config, tokenizer=tokenizer, models=models, facts=values["facts"], **own)
+
+
+@dataclass(frozen=True)
+class LanguageModelBundle(Bundle[LanguageModel, LanguageModelConfig]):
+    """What pretraining and tuning make."""
+
+    kind = "language_model"
+    config_type = LanguageModelConfig
+    model_type = LanguageModel
+
+
+@dataclass(frozen=True)
+class ClassifierBundle(Bundle[Classifier, ClassifierConfig]):
+    """What training makes: a language model's encoder with a head, and the names of the classes."""
+
+    labels: Sequence[str] = ()
+
+    kind = "classifier"
+    config_type = ClassifierConfig
+    model_type = Classifier
+
+    def _own_values(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}
+
+    @classmethod
+    def _own_arguments(cls, values: dict[str, Any], config: Any) -> dict[str, Any]:
+        labels = values.get("labels")
+        if not isinstance(labels, list) or len(labels) != config.head.classes or len(set(labels)) != len(labels):
+            raise BundleError(f"{CONFIG}: 'labels' must name the {config.head.classes} classes, each once")
+        return {"labels": tuple(map(str, labels))}
+
+
+def read_bundle_config(folder: Path) -> dict[str, Any]:
+    """config.json of a bundle, its outer shape checked; raises BundleError."""
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such folder; give the folder of a saved model")
+    if not path.is_file():
+        raise BundleError(f"{folder}: no {CONFIG} in it, so it is no finished model; is the run that makes it done?")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read ({error}); copy the whole folder again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise BundleError(f"{path}: not the config of a model made by ulmfit")
+    if values.get("version") != VERSION:
+        raise BundleError(f"{path}: version {values.get('version')!r}, this program reads {VERSION}; update ulmfit")
+    weights = values.get("weights")
+    well_formed = (
+        values.get("kind") in ("language_model", "classifier")
+        and isinstance(values.get("model"), dict)
+        and isinstance(values.get("facts"), dict)
+        and isinstance(weights, dict)
+        and bool(weights)
+        and all(direction in ("forward", "backward") for direction in weights)
+        and all(_are_file_names(names) for names in weights.values())
+    )
+    if not well_formed:
+        raise BundleError(f"{path}: a value is missing or of the wrong kind; the bundle is damaged")
+    return values
+
+
+def _are_file_names(names: Any) -> bool:
+    """Plain names of files in the bundle's own folder: a config may not point elsewhere."""
+    return isinstance(names, list) and all(
+        isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name for name in names
+    )

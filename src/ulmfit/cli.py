@@ -1,0 +1,408 @@
+"""The command line: parse, one call, print. Heavy libraries load inside the commands, so help is instant."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from cyclopts import App, CycloptsError, Parameter
+
+from ulmfit.config import (
+    Config,
+    Directions,
+    Precision,
+    PresetName,
+    PretrainConfig,
+    RunConfig,
+    Storage,
+    TrainConfig,
+    TuneConfig,
+)
+from ulmfit.errors import ConfigError, UlmfitError
+
+if TYPE_CHECKING:
+    from ulmfit.bundle import Bundle
+    from ulmfit.demo import DemoResult
+
+app = App(
+    name="ulmfit",
+    help="Turn a few labels and a lot of unlabelled text into an accurate text classifier (ULMFiT).",
+    version=lambda: __import__("importlib.metadata").metadata.version("ulmfit"),
+)
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+Out = Annotated[Path, Parameter(help="folder for the result; must be new or empty")]
+Direction = Annotated[Directions, Parameter(help="read texts forward, backward, or average both")]
+Preset = Annotated[PresetName, Parameter(help="quick: minutes on two cores; paper: the whole recipe")]
+Seed = Annotated[int, Parameter(help="same seed, same machine: same bits on the CPU")]
+Resume = Annotated[bool, Parameter(help="go on with the killed run in --out", negative="")]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N")]
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set", help="any other setting, e.g. tune.training.window=80", negative="", consume_multiple=False
+    ),
+]
+Several = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative="")]
+TextColumn = Annotated[str, Parameter(help="column of the text")]
+LabelColumn = Annotated[str, Parameter(help="column of the label")]
+
+
+@app.command
+def pretrain(
+    *texts: Path,
+    out: Out,
+    valid: Annotated[
+        list[Path] | None, Parameter(help="text to measure perplexity on", consume_multiple=True, negative="")
+    ] = None,
+    direction: Direction = "forward",
+    vocab_size: Annotated[int | None, Parameter(help="most tokens in the vocabulary")] = None,
+    preset: Preset = "quick",
+    seed: Seed = 0,
+    device: Device = "auto",
+    storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
+    text_column: TextColumn = "text",
+    settings: Settings = (),
+    resume: Resume = False,
+) -> None:
+    """Learn a language: pretrain a language model on a large general corpus.
+
+    Parameters
+    ----------
+    texts
+        csv, tsv, jsonl, parquet or txt files, or folders of them.
+    """
+    from ulmfit.console import ProgressDisplay
+    from ulmfit.pipeline import pretrain as run
+    from ulmfit.presets import pretrain_preset
+
+    config = PretrainConfig(
+        run=RunConfig(direction=direction, seed=seed, device=device, storage=storage), pretrain=pretrain_preset(preset)
+    )
+    own = {} if vocab_size is None else {"pretrain.tokenizer.vocab_size": vocab_size}
+    config = _with_settings(config, own, settings)
+    with ProgressDisplay() as display:
+        bundle = run(
+            list(texts),
+            config=config,
+            out=out,
+            valid=valid or [],
+            text_column=text_column,
+            resume=resume,
+            report=display,
+        )
+    _summary("Pretrained", bundle, display.seconds)
+    _next(f"ulmfit tune TEXT... --base {out} --out tuned")
+
+
+@app.command
+def tune(
+    *texts: Path,
+    base: Annotated[str, Parameter(help="en, a folder, or a hub id")] = "en",
+    out: Out,
+    valid: Annotated[
+        list[Path] | None, Parameter(help="text to measure perplexity on", consume_multiple=True, negative="")
+    ] = None,
+    direction: Direction = "forward",
+    preset: Preset = "quick",
+    seed: Seed = 0,
+    device: Device = "auto",
+    storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
+    text_column: TextColumn = "text",
+    settings: Settings = (),
+    resume: Resume = False,
+) -> None:
+    """Tune a pretrained language model on the text of your domain.
+
+    Parameters
+    ----------
+    texts
+        csv, tsv, jsonl, parquet or txt files, or folders of them; labels are not needed.
+    """
+    from ulmfit.console import ProgressDisplay
+    from ulmfit.pipeline import tune_language_model
+    from ulmfit.presets import tune_preset
+
+    run = RunConfig(direction=direction, seed=seed, device=device, storage=storage)
+    config = _with_settings(TuneConfig(run=run, tune=tune_preset(preset)), {}, settings)
+    with ProgressDisplay() as display:
+        bundle = tune_language_model(
+            list(texts),
+            base=base,
+            config=config,
+            out=out,
+            valid=valid or [],
+            text_column=text_column,
+            resume=resume,
+            report=display,
+        )
+    _summary("Tuned", bundle, display.seconds)
+    _next(f"ulmfit train LABELLED --base {out} --out model")
+
+
+@app.command
+def train(
+    labelled: Path,
+    *,
+    out: Out,
+    unlabelled: Annotated[
+        list[Path] | None, Parameter(help="more text of the domain", consume_multiple=True, negative="")
+    ] = None,
+    test: Annotated[Path | None, Parameter(help="labelled file to measure the result on, once")] = None,
+    base: Annotated[str, Parameter(help="en, a folder, or a hub id")] = "en",
+    direction: Direction = "forward",
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    preset: Preset = "quick",
+    seed: Seed = 0,
+    device: Device = "auto",
+    storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
+    settings: Settings = (),
+    resume: Resume = False,
+) -> None:
+    """Train a classifier: tune the language model on your text, then learn from your labels.
+
+    Parameters
+    ----------
+    labelled
+        A file with a text and a label column, or a folder with a folder of .txt files for each label.
+    """
+    from ulmfit.console import ProgressDisplay
+    from ulmfit.pipeline import check_labels
+    from ulmfit.pipeline import train as run
+    from ulmfit.predict import Predictor, evaluate
+    from ulmfit.presets import classify_preset, tune_preset
+
+    counts = check_labels(labelled, text_column=text_column, label_column=label_column)
+    if test is not None:
+        _check_known(test, list(counts), text_column=text_column, label_column=label_column)
+    config = TrainConfig(
+        run=RunConfig(direction=direction, seed=seed, device=device, storage=storage),
+        tune=tune_preset(preset),
+        classify=classify_preset(preset, labelled=sum(counts.values())),
+    )
+    config = _with_settings(config, {}, settings)
+    with ProgressDisplay() as display:
+        bundle = run(
+            labelled,
+            config=config,
+            out=out,
+            unlabelled=unlabelled or [],
+            base=base,
+            text_column=text_column,
+            label_column=label_column,
+            resume=resume,
+            report=display,
+        )
+    _summary("Trained", bundle, display.seconds)
+    if test is not None:
+        measures = evaluate(Predictor(bundle, device=device), test, text_column=text_column, label_column=label_column)
+        (out / "test.json").write_text(json.dumps(measures, indent=1) + "\n", encoding="utf-8")
+        _print_measures(test.name, measures)
+    _next(f"ulmfit predict {out} TEXT --out predictions.csv")
+
+
+@app.command
+def evaluate(
+    model: str,
+    labelled: Path,
+    *,
+    text_column: TextColumn = "text",
+    label_column: LabelColumn = "label",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json_: Annotated[bool, Parameter(name="--json", help="print one JSON object", negative="")] = False,
+) -> None:
+    """Measure a classifier on labelled text, or a language model on any text (labels are not looked at)."""
+    from ulmfit.bundle import LanguageModelBundle, read_bundle_config
+    from ulmfit.predict import Predictor, evaluate_language_model
+    from ulmfit.predict import evaluate as measure
+    from ulmfit.pretrained import find_bundle
+
+    folder = find_bundle(model)
+    if read_bundle_config(folder)["kind"] == LanguageModelBundle.kind:
+        measures = evaluate_language_model(
+            LanguageModelBundle.load(folder), [labelled], text_column=text_column, device=device, precision=precision
+        )
+        show = _print_language_model_measures
+    else:
+        predictor = Predictor.load(folder, device=device, precision=precision)
+        measures = measure(predictor, labelled, text_column=text_column, label_column=label_column)
+        show = _print_measures
+    if json_:
+        print(json.dumps(measures))
+    else:
+        show(labelled.name, measures)
+
+
+@app.command
+def predict(
+    model: str,
+    text: Annotated[
+        str,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="a csv, tsv, jsonl or parquet file, a folder of txt, or - for lines of stdin",
+        ),
+    ] = "-",
+    *,
+    out: Annotated[str | None, Parameter(help="file to write; its suffix chooses the format")] = None,
+    text_column: TextColumn = "text",
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Label texts: their columns come back with `label`, `confidence` and a probability for each class."""
+    from ulmfit.predict import Predictor
+    from ulmfit.text.tables import TableWriter
+
+    predictor = Predictor.load(model, device=device, precision=precision)
+    with TableWriter(out if out is not None else "-") as writer:
+        for batch in predictor.predict_tables(text, text_column=text_column):
+            writer.write(batch)
+
+
+@app.command
+def info(model: Annotated[str, Parameter(help="en, a folder, or a hub id")]) -> None:
+    """Show a model's card."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from ulmfit.bundle import read_bundle_config
+    from ulmfit.card import model_card
+    from ulmfit.pretrained import find_bundle
+
+    Console().print(Markdown(model_card(read_bundle_config(find_bundle(model)))))
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path | None, Parameter(help="keep the trained model in this new folder")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train a classifier on a bundled sample of film reviews and compare it with tf-idf + logistic regression."""
+    from ulmfit.console import ProgressDisplay
+    from ulmfit.demo import run_demo
+
+    with ProgressDisplay() as display:
+        result = run_demo(out=out, seed=seed, report=display)
+    _print_demo(result)
+
+
+def main() -> None:
+    """Run a command; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
+    try:
+        app(exit_on_error=False, print_error=False)
+    except UlmfitError as error:
+        _fail(str(error))
+    except CycloptsError as error:
+        _fail(f"{' '.join(str(error).split())} See ulmfit --help.")
+    except KeyboardInterrupt:
+        print("\nulmfit: stopped; go on with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print(f"ulmfit: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _with_settings(config: AnyConfig, own: dict[str, Any], given: tuple[str, ...]) -> AnyConfig:
+    """The config with `--set NAME=VALUE` applied; a value is JSON where it parses, else a string."""
+    values = dict(own)
+    for setting in given:
+        name, separator, text = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting}: expected NAME=VALUE, e.g. tune.training.window=80")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return config.override(values)
+
+
+def _check_known(test: Path, labels: list[str], *, text_column: str, label_column: str) -> None:
+    """Refuse a test file with an unseen label before hours of training, not after."""
+    from ulmfit.errors import DataError
+    from ulmfit.text.sources import read_records
+
+    for record in read_records([test], text_column=text_column, label_column=label_column):
+        if record.label not in labels:
+            raise DataError(
+                f"{record.source}, row {record.row + 1}: the label {record.label!r} is not among the training labels "
+                f"{', '.join(labels)}"
+            )
+
+
+def _summary(verb: str, bundle: Bundle[Any, Any], seconds: dict[str, float]) -> None:
+    """The short table at a run's end."""
+    from rich.console import Console
+
+    from ulmfit.console import table
+
+    rows = []
+    for stage, measures in bundle.facts["results"].items():
+        shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in measures.items()]
+        rows.append([stage, "  ".join(shown), f"{seconds[stage]:.0f} s" if stage in seconds else "-"])
+    Console().print(table(verb, ["stage", "measures", "time"], rows))
+
+
+def _print_measures(title: str, measures: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ulmfit.console import table
+
+    console = Console()
+    overall = [
+        ["texts", f"{measures['count']:,}"],
+        ["accuracy", f"{measures['accuracy']:.2%}"],
+        ["error", f"{measures['error']:.2%}"],
+        ["macro F1", f"{measures['macro_f1']:.4f}"],
+        ["log loss", f"{measures['log_loss']:.4f}"],
+    ]
+    console.print(table(title, ["measure", "value"], overall))
+    names = list(measures["classes"])
+    rows = [
+        [
+            name,
+            *(f"{values[key]:.4f}" for key in ("precision", "recall", "f1")),
+            str(values["count"]),
+            *map(str, confused),
+        ]
+        for (name, values), confused in zip(measures["classes"].items(), measures["confusion"], strict=True)
+    ]
+    headings = ["true class", "precision", "recall", "F1", "texts", *(f"as {name}" for name in names)]
+    console.print(table("By class", headings, rows))
+
+
+def _print_language_model_measures(title: str, measures: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from ulmfit.console import table
+
+    rows = [
+        [direction, f"{values['perplexity']:.2f}", f"{values['bits_per_character']:.4f}"]
+        for direction, values in measures["directions"].items()
+    ]
+    counts = f"{measures['tokens']:,} tokens, {measures['unknown']:.2%} unknown"
+    Console().print(table(f"{title}: {counts}", ["direction", "perplexity", "bits per character"], rows))
+
+
+def _print_demo(result: DemoResult) -> None:
+    from rich.console import Console
+
+    from ulmfit.console import table
+
+    title = f"Accuracy on {result.test:,} test reviews, from {result.labelled} labels"
+    Console().print(table(title, ["classifier", "accuracy"], [[n, f"{a:.1%}"] for n, a in result.accuracy.items()]))
+    times = [[name, f"{spent:.0f} s"] for name, spent in result.seconds.items()]
+    times.append(["all", f"{sum(result.seconds.values()):.0f} s"])
+    Console().print(table("Time", ["stage", "time"], times))
+    _next("ulmfit train LABELLED --unlabelled TEXT... --out model")
+
+
+def _next(command: str) -> None:
+    print(f"Next: {command}")

@@ -1,0 +1,1 @@
+"""How text, a model and the training loop come together in each stage."""

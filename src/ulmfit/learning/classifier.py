@@ -1,0 +1,221 @@
+"""Stage 3 from the inside: labelled documents, the loss, and one classifier a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
+from ulmfit.config import (
+    ClassifierConfig,
+    ClassifyConfig,
+    ClassifySettings,
+    Direction,
+    HeadConfig,
+    LanguageModelConfig,
+    UnfreezingPlan,
+)
+from ulmfit.errors import ConfigError
+from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts
+from ulmfit.models.classifier import Classifier
+from ulmfit.models.encoder import State
+from ulmfit.text.batches import DocumentBatches, prefetch
+from ulmfit.text.corpus import Corpus, build_corpus, split_documents
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training.loop import StepLoss
+from ulmfit.training.schedules import phases_of
+from ulmfit.training.stage import Stage
+
+EVALUATION_TOKENS = {"cpu": 2**15, "cuda": 2**19}
+"""tokens of a batch of documents, padding included, in evaluation"""
+
+
+def learn_classifiers(
+    setting: Setting,
+    labelled: Path,
+    tuned: LanguageModelBundle,
+    *,
+    config: ClassifyConfig,
+    text_column: str,
+    label_column: str,
+) -> ClassifierBundle:
+    """Train one classifier a direction and gather them in a bundle."""
+    settings, run = config.classify, setting.run
+    corpus = build_corpus(
+        [labelled],
+        tuned.tokenizer,
+        out=setting.folder.work / "labelled",
+        text_column=text_column,
+        label_column=label_column,
+    )
+    assert corpus.labels is not None
+    learn, held_out = split_documents(
+        len(corpus), valid_share=settings.valid_share, seed=run.seed, labels=corpus.labels
+    )
+    model_config = _classifier_config(settings, tuned.config, classes=len(corpus.label_names))
+    weights = _class_weights(settings, corpus, learn).to(setting.device)
+    models: dict[Direction, Classifier] = {}
+    for direction in run.directions:
+        if direction not in tuned.models:
+            raise ConfigError(f"the language model reads {' and '.join(tuned.directions)} only; pass that --direction")
+        torch.manual_seed(run.seed)
+        model = Classifier(model_config)
+        model.load_language_model(tuned.models[direction].state_dict())
+        model = model.to(setting.device)
+        groups, plan = groups_by_name(model.layer_groups()), settings.phases
+        batches = DocumentBatches(
+            corpus,
+            documents=learn,
+            batch_size=settings.batch_size,
+            seed=run.seed,
+            reverse=direction == "backward",
+            begin_id=tuned.tokenizer.begin_id,
+            padding_id=tuned.tokenizer.padding_id,
+        )
+        setting.learn(
+            Stage(
+                name=f"classify {direction}",
+                model=model,
+                groups=groups,
+                phases=phases_of(plan, groups=len(groups)) if isinstance(plan, UnfreezingPlan) else plan,
+                optimizer=settings.optimizer,
+                batches=_documents_on_device(batches, setting.device),
+                steps=batches.steps,
+                loss=_classification_loss(model, settings, weights, setting.dtype),
+                evaluate=_classifier_evaluation(model, corpus, held_out, direction, tuned.tokenizer, setting.dtype),
+                # What the paper reports; on IMDb it still falls when an ever surer model's loss already rises.
+                monitor=("error", "valid_loss"),
+                patience=settings.patience,
+                seed=run.seed,
+                identity=identity(setting, config, corpus),
+            ),
+            setting.folder.work / f"classify-{direction}",
+        )
+        models[direction] = model.cpu().eval()
+    facts = run_facts(setting, "train", base=tuned.facts.get("base"), corpus=corpus, documents=len(corpus))
+    return ClassifierBundle(
+        config=model_config, tokenizer=tuned.tokenizer, models=models, facts=facts, labels=corpus.label_names
+    )
+
+
+def _classifier_config(settings: ClassifySettings, base: LanguageModelConfig, *, classes: int) -> ClassifierConfig:
+    multiplier = settings.dropout_multiplier
+    first, second = (rate * multiplier for rate in settings.head_dropouts)
+    return ClassifierConfig(
+        vocab_size=base.vocab_size,
+        encoder=base.encoder.model_copy(update={"dropouts": settings.dropouts.scaled(multiplier)}),
+        head=HeadConfig(
+            classes=classes, hidden_size=settings.head_hidden_size, input_dropout=first, hidden_dropout=second
+        ),
+        window=settings.window,
+        horizon=settings.horizon,
+    )
+
+
+def _class_weights(
+    settings: ClassifySettings, corpus: Corpus, documents: np.ndarray[Any, np.dtype[np.int64]]
+) -> Tensor:
+    """The weight of each class in the loss, (classes,)."""
+    assert corpus.labels is not None
+    names = corpus.label_names
+    if settings.class_weights == "none":
+        return torch.ones(len(names))
+    if settings.class_weights == "balanced":
+        counts = np.bincount(corpus.labels[documents], minlength=len(names))
+        return torch.from_numpy(len(documents) / (len(names) * np.maximum(counts, 1))).float()
+    for name in settings.class_weights:
+        if name not in names:
+            raise ConfigError(f"class_weights names the class {name!r}; the data has {', '.join(names)}")
+    return torch.tensor([settings.class_weights.get(name, 1.0) for name in names])
+
+
+def _classification_loss(
+    model: Classifier, settings: ClassifySettings, weights: Tensor, dtype: torch.dtype
+) -> Callable[[Any, State | None], StepLoss]:
+    """Cross entropy of the labels, and in multi-task learning the language model's beside it (SiATL)."""
+
+    def loss(batch: tuple[int, Tensor, Tensor, Tensor], state: State | None) -> StepLoss:
+        epoch, tokens, lengths, labels = batch
+        share = settings.language_model_weight * settings.language_model_decay**epoch
+        result = model(tokens, lengths, dtype=dtype, with_language_model=share > 0)
+        label_loss = functional.cross_entropy(
+            result.logits, labels, weight=weights, label_smoothing=settings.label_smoothing
+        )
+        total = label_loss + share * result.language_model_loss if share > 0 else label_loss
+        return StepLoss(total, label_loss.detach(), None, int(lengths.sum()))
+
+    return loss
+
+
+def _documents_on_device(batches: DocumentBatches, device: torch.device) -> Callable[[int, int], Iterator[Any]]:
+    def epoch_batches(epoch: int, start: int) -> Iterator[Any]:
+        for batch in prefetch(batches.epoch(epoch, start=start)):
+            assert batch.labels is not None
+            yield (
+                epoch,
+                on_device(device, batch.tokens),
+                torch.from_numpy(batch.lengths),
+                on_device(device, batch.labels),
+            )
+
+    return epoch_batches
+
+
+def _classifier_evaluation(
+    model: Classifier,
+    corpus: Corpus,
+    documents: np.ndarray[Any, np.dtype[np.int64]],
+    direction: Direction,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+) -> Callable[[], dict[str, float]] | None:
+    """A function that measures loss and accuracy on the documents held out; None where there are none."""
+    if len(documents) == 0:
+        return None
+
+    def measure() -> dict[str, float]:
+        assert corpus.labels is not None
+        logits = classify_documents(model, corpus, documents, direction=direction, tokenizer=tokenizer, dtype=dtype)
+        labels = torch.from_numpy(corpus.labels[documents].astype(np.int64))
+        accuracy = (logits.argmax(1) == labels).double().mean()
+        loss = functional.cross_entropy(logits, labels)
+        return {"valid_loss": float(loss), "accuracy": float(accuracy), "error": float(1 - accuracy)}
+
+    return measure
+
+
+def classify_documents(
+    model: Classifier,
+    corpus: Corpus,
+    documents: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+    *,
+    direction: Direction,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths."""
+    device = next(model.parameters()).device
+    batches = DocumentBatches(
+        corpus,
+        documents=documents,
+        batch_size=2**12,
+        max_tokens=EVALUATION_TOKENS[device.type],
+        shuffle=False,
+        reverse=direction == "backward",
+        begin_id=tokenizer.begin_id,
+        padding_id=tokenizer.padding_id,
+    )
+    place = np.empty(len(corpus), dtype=np.int64)
+    place[np.arange(len(corpus)) if documents is None else documents] = np.arange(batches.documents)
+    logits = torch.empty(batches.documents, model.config.head.classes)
+    with torch.inference_mode():
+        for batch in batches.epoch(0):
+            result = model(on_device(device, batch.tokens), torch.from_numpy(batch.lengths), dtype=dtype)
+            logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
+    return logits

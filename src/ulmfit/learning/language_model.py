@@ -1,0 +1,192 @@
+"""Stages 1 and 2 from the inside: streams of text, the loss, perplexity, and one model a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ulmfit.bundle import LanguageModelBundle
+from ulmfit.config import Direction, LanguageModelTraining, PretrainConfig, TuneConfig
+from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts
+from ulmfit.models.encoder import State, detach
+from ulmfit.models.language_model import LanguageModel
+from ulmfit.text.batches import LanguageModelWindows, prefetch
+from ulmfit.text.corpus import Corpus, build_corpus, split_documents
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training.events import Note
+from ulmfit.training.loop import StepLoss
+from ulmfit.training.metrics import perplexity
+from ulmfit.training.stage import Stage
+
+EVALUATION_STREAMS = 64
+EVALUATION_WINDOW = 128
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModelText:
+    """What a language model learns from and is measured on."""
+
+    tokenizer: Tokenizer
+    training: LanguageModelTraining
+    corpus: Corpus
+    documents: np.ndarray[Any, np.dtype[np.int64]]
+    valid_corpus: Corpus
+    valid_documents: np.ndarray[Any, np.dtype[np.int64]]
+
+    @classmethod
+    def read(
+        cls,
+        setting: Setting,
+        texts: Sequence[Path],
+        valid: Sequence[Path],
+        tokenizer: Tokenizer,
+        training: LanguageModelTraining,
+        text_column: str,
+    ) -> LanguageModelText:
+        """Tokenise to disk; hold out a share of the documents, or take all of `valid`."""
+        work = setting.folder.work
+        corpus = build_corpus(texts, tokenizer, out=work / "corpus", text_column=text_column)
+        if valid:
+            held_out = build_corpus(valid, tokenizer, out=work / "valid", text_column=text_column)
+            everything = np.arange(len(corpus), dtype=np.int64)
+            return cls(tokenizer, training, corpus, everything, held_out, np.arange(len(held_out), dtype=np.int64))
+        parts = split_documents(len(corpus), valid_share=training.valid_share, seed=setting.run.seed)
+        return cls(tokenizer, training, corpus, parts[0], corpus, parts[1])
+
+    def windows(self, setting: Setting, direction: Direction) -> LanguageModelWindows:
+        """The windows to learn from; where the text is short, fewer streams than asked for, said aloud."""
+        training = self.training
+        tokens = int(self.corpus.lengths[self.documents].sum())
+        streams = max(1, min(training.batch_size, tokens // (2 * training.window)))
+        if streams < training.batch_size:
+            setting.report(Note(f"only {tokens:,} tokens: {streams} streams in place of {training.batch_size}"))
+        return LanguageModelWindows(
+            self.corpus,
+            documents=self.documents,
+            batch_size=streams,
+            window=training.window,
+            window_jitter=training.window_jitter,
+            seed=setting.run.seed,
+            reverse=direction == "backward",
+            begin_id=self.tokenizer.begin_id,
+        )
+
+    def evaluation(
+        self, setting: Setting, model: LanguageModel, direction: Direction
+    ) -> Callable[[], dict[str, float]] | None:
+        """A function that measures loss and perplexity on what was held out; None where nothing was."""
+        if len(self.valid_documents) == 0:
+            return None
+        return lambda: measure_language_model(
+            model,
+            self.valid_corpus,
+            self.valid_documents,
+            direction=direction,
+            tokenizer=self.tokenizer,
+            dtype=setting.dtype,
+        )
+
+
+def measure_language_model(
+    model: LanguageModel,
+    corpus: Corpus,
+    documents: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+    *,
+    direction: Direction,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Mean cross entropy in nats a token and its perplexity, every token but each stream's first predicted once."""
+    tokens = corpus.tokens if documents is None else int(corpus.lengths[documents].sum())
+    windows = LanguageModelWindows(
+        corpus,
+        documents=documents,
+        batch_size=max(1, min(EVALUATION_STREAMS, tokens // 256)),
+        window=EVALUATION_WINDOW,
+        begin_id=tokenizer.begin_id,
+        reverse=direction == "backward",
+        shuffle=False,
+    )
+    device = model.decoder_weight.device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    count = 0
+    state: State | None = None
+    for inputs, targets in windows.epoch(0):
+        result = model.loss(on_device(device, inputs), on_device(device, targets), state, dtype=dtype)
+        total += result.cross_entropy
+        count += targets.size
+        state = result.state
+    loss_sum = float(total)
+    return {"valid_loss": loss_sum / count, "perplexity": perplexity(loss_sum, count)}
+
+
+def learn_language_models(
+    setting: Setting,
+    source: LanguageModelText,
+    start: Callable[[Direction], LanguageModel],
+    *,
+    config: PretrainConfig | TuneConfig,
+    stage: str,
+    base: str | None,
+) -> LanguageModelBundle:
+    """Train one language model a direction from what `start` gives, and gather them in a bundle."""
+    training = source.training
+    models: dict[Direction, LanguageModel] = {}
+    for direction in setting.run.directions:
+        torch.manual_seed(setting.run.seed)
+        model = start(direction).to(setting.device)
+        windows = source.windows(setting, direction)
+        setting.learn(
+            Stage(
+                name=f"{stage} {direction}",
+                model=model,
+                groups=groups_by_name(model.layer_groups()),
+                phases=training.phases,
+                optimizer=training.optimizer,
+                batches=_windows_on_device(windows, setting.device),
+                steps=windows.steps,
+                loss=_language_model_loss(model, training, setting.dtype),
+                evaluate=source.evaluation(setting, model, direction),
+                patience=training.patience,
+                seed=setting.run.seed,
+                identity=identity(setting, config, source.corpus),
+            ),
+            setting.folder.work / direction,
+        )
+        models[direction] = model.cpu().eval()
+    model_config = models[setting.run.directions[0]].config
+    facts = run_facts(setting, stage, base=base, corpus=source.corpus, tokens=source.corpus.tokens)
+    return LanguageModelBundle(config=model_config, tokenizer=source.tokenizer, models=models, facts=facts)
+
+
+def _language_model_loss(
+    model: LanguageModel, training: LanguageModelTraining, dtype: torch.dtype
+) -> Callable[[Any, State | None], StepLoss]:
+    def loss(batch: tuple[Tensor, Tensor], state: State | None) -> StepLoss:
+        tokens, targets = batch
+        result = model.loss(
+            tokens,
+            targets,
+            state,
+            dtype=dtype,
+            activation_regularisation=training.activation_regularisation,
+            temporal_regularisation=training.temporal_regularisation,
+        )
+        count = targets.numel()
+        return StepLoss(result.total, result.cross_entropy / count, detach(result.state), count)
+
+    return loss
+
+
+def _windows_on_device(windows: LanguageModelWindows, device: torch.device) -> Callable[[int, int], Iterator[Any]]:
+    def batches(epoch: int, start: int) -> Iterator[Any]:
+        for tokens, targets in prefetch(windows.epoch(epoch, start=start)):
+            yield on_device(device, tokens), on_device(device, targets)
+
+    return batches

@@ -1,0 +1,43 @@
+"""The words of a corpus, and where a pretrained model has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ulmfit.config import TokenizerConfig, TuneSettings
+from ulmfit.learning.setting import Setting
+from ulmfit.text.sources import read_records
+from ulmfit.text.tokenizer import Tokenizer, train_tokenizer
+
+
+def learn_tokenizer(setting: Setting, texts: Sequence[Path], config: TokenizerConfig, text_column: str) -> Tokenizer:
+    """The vocabulary of the texts, learnt once a run."""
+    path = setting.folder.work / "tokenizer.json"
+    if setting.resume and path.is_file():
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    records = read_records(texts, text_column=text_column)
+    tokenizer = train_tokenizer((record.text for record in records), config=config)
+    temporary = path.with_suffix(".writing")
+    temporary.write_text(tokenizer.to_json(), encoding="utf-8")
+    temporary.rename(path)
+    return tokenizer
+
+
+def domain_tokenizer(
+    setting: Setting, texts: Sequence[Path], base: Tokenizer, settings: TuneSettings, text_column: str
+) -> Tokenizer:
+    """The domain's own words; subwords reach every word of any domain, so there the base's stay."""
+    if base.kind != "word":
+        return base
+    words = TokenizerConfig(kind="word", vocab_size=settings.vocab_size, min_frequency=settings.min_frequency)
+    return learn_tokenizer(setting, texts, words, text_column)
+
+
+def rows_in(base: Tokenizer, tokenizer: Tokenizer) -> Tensor:
+    """For each token its index in the base, -1 where the base lacks it: (len(tokenizer),) int64."""
+    index = {token: row for row, token in enumerate(base.tokens)}
+    return torch.tensor([index.get(token, -1) for token in tokenizer.tokens])

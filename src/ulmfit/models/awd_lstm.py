@@ -1,0 +1,77 @@
+"""The paper's encoder: stacked LSTMs with locked, embedding-row and weight dropout (Merity et al. 2017)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.config import EncoderConfig
+from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
+from ulmfit.models.encoder import LayerGroup, State, register_encoder
+from ulmfit.models.lstm import LstmWeights, lstm
+
+EMBEDDING_RANGE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class AwdLstmWeights:
+    """One step's weights: LSTM layers cast to the compute dtype with their weight dropout applied."""
+
+    dtype: torch.dtype
+    layers: tuple[LstmWeights, ...]
+
+
+@register_encoder("awd_lstm")
+class AwdLstm(nn.Module):
+    """Embedding and LSTM layers of sizes embedding -> hidden ... -> embedding, so that the decoder can be tied."""
+
+    def __init__(self, config: EncoderConfig, *, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.output_size = config.embedding_size
+        self.embedding = nn.Embedding(vocab_size, config.embedding_size)
+        nn.init.uniform_(self.embedding.weight, -EMBEDDING_RANGE, EMBEDDING_RANGE)
+        sizes = [config.embedding_size, *[config.hidden_size] * (config.layers - 1), config.embedding_size]
+        # nn.LSTM holds the parameters under the names the field knows; the kernels are called by `lstm`.
+        self.lstms = nn.ModuleList(nn.LSTM(size, after) for size, after in itertools.pairwise(sizes))
+
+    def prepare(self, dtype: torch.dtype) -> AwdLstmWeights:
+        """Cast every layer once and drop hidden-to-hidden weights: one mask a step (Merity et al. 2017, section 2)."""
+        layers = []
+        for layer in self.lstms:
+            input_weight, hidden_weight, input_bias, hidden_bias = (
+                getattr(layer, name).to(dtype) for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+            )
+            dropped = weight_dropout(hidden_weight, self.config.dropouts.weight, training=self.training)
+            layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
+        return AwdLstmWeights(dtype, tuple(layers))
+
+    def forward(
+        self, tokens: Tensor, state: State | None = None, weights: AwdLstmWeights | None = None
+    ) -> tuple[Tensor, State]:
+        """(time, batch) ids -> raw outputs of the last layer (time, batch, embedding_size), and the state.
+
+        The state is h and c of each layer in turn, each (1, batch, size); None starts from zeros.
+        """
+        weights = weights or self.prepare(torch.float32)
+        dropouts = self.config.dropouts
+        outputs = embed(tokens, self.embedding.weight, dropouts.embedding, training=self.training)
+        outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=self.training)
+        after: list[Tensor] = []
+        for depth, layer in enumerate(weights.layers):
+            if depth > 0:
+                outputs = locked_dropout(outputs, dropouts.hidden, training=self.training)
+            before = None if state is None else (state[2 * depth], state[2 * depth + 1])
+            outputs, (hidden, cell) = lstm(outputs, before, layer)
+            after += [hidden, cell]
+        return outputs, tuple(after)
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """Embedding, then one group per LSTM layer."""
+        groups = [LayerGroup("embedding", (self.embedding.weight,))]
+        for depth, layer in enumerate(self.lstms):
+            groups.append(LayerGroup(f"lstm_{depth}", tuple(layer.parameters())))
+        return groups

@@ -1,0 +1,188 @@
+"""The classifier: documents of any length read in windows that carry state, concat pooling, and a head."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ulmfit.config import ClassifierConfig, HeadConfig
+from ulmfit.models.encoder import Encoder, LayerGroup, State, build_encoder, detach, select_rows
+from ulmfit.models.softmax_loss import linear_cross_entropy
+
+
+class ConcatPool:
+    """Running [h_T, maximum, mean] over the real tokens of each document (ULMFiT, section 3.3).
+
+    Holds three vectors a document, whatever its length. `add` takes window after window; rows must be sorted by
+    length, longest first, so that the documents still running are the first rows.
+    """
+
+    def __init__(self, lengths: Tensor, *, size: int) -> None:
+        self.lengths = lengths.float()
+        shape = (len(lengths), size)
+        self.last = torch.zeros(shape, device=lengths.device)
+        self.maximum = torch.full(shape, -math.inf, device=lengths.device)
+        self.sum = torch.zeros(shape, device=lengths.device)
+
+    def add(self, outputs: Tensor, remaining: Tensor) -> None:
+        """`outputs` (time, rows, size) of the first `rows` documents; `remaining` (rows,) tokens each has from here."""
+        time, rows, _ = outputs.shape
+        outputs = outputs.float()
+        real = torch.arange(time, device=outputs.device).unsqueeze(1) < remaining
+        maximum = outputs.masked_fill(~real.unsqueeze(2), -math.inf).amax(0)
+        total = (outputs * real.unsqueeze(2)).sum(0)
+        at_end = remaining.clamp(max=time) - 1
+        last = outputs[at_end, torch.arange(rows, device=outputs.device)]
+        self.maximum = torch.cat([torch.maximum(self.maximum[:rows], maximum), self.maximum[rows:]])
+        self.sum = torch.cat([self.sum[:rows] + total, self.sum[rows:]])
+        self.last = torch.cat([last, self.last[rows:]])
+
+    def result(self) -> Tensor:
+        """(documents, 3 * size) in float32."""
+        return torch.cat([self.last, self.maximum, self.sum / self.lengths.unsqueeze(1)], dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What reading a batch of documents gives."""
+
+    pooled: Tensor
+    """(batch, 3 * output_size), float32, in the order the documents came"""
+    language_model_loss: Tensor
+    """summed cross entropy of the next tokens read with gradient (0 where it was not asked for)"""
+    predicted_tokens: int
+
+
+def encode_documents(
+    encoder: Encoder,
+    tokens: Tensor,
+    lengths: Tensor,
+    *,
+    window: int,
+    horizon: int,
+    dtype: torch.dtype = torch.float32,
+    decoder_bias: Tensor | None = None,
+) -> Encoded:
+    """Read documents in windows that carry state and pool all of their outputs: BPT3C (ULMFiT, section 3.3).
+
+    Shapes: tokens (time, batch), padded on the right; lengths (batch,), at least 1 each, on the CPU, so that no
+    window waits for the device. Gradients flow through the windows that hold a document's last `horizon` tokens,
+    counted for each document by itself; earlier windows are pooled as constants. A document's result does not
+    depend on the others in its batch. With `decoder_bias`, the loss of predicting each next token with the tied
+    decoder is summed over the windows with gradient: the auxiliary loss of multi-task learning.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    sizes = lengths[order]
+    device = tokens.device
+    if not torch.equal(order, torch.arange(len(order))):
+        tokens = tokens[:, order.to(device)]
+    first_with_gradient = (sizes - horizon).clamp(min=0) // window
+    on_device = sizes.to(device, non_blocking=True)
+    weights = encoder.prepare(dtype)
+    decoder = None if decoder_bias is None else (encoder.embedding.weight.to(dtype), decoder_bias.to(dtype))
+    pool = ConcatPool(on_device, size=encoder.output_size)
+    state: State | None = None
+    auxiliary, predicted = torch.zeros((), device=device), 0
+    for index, start in enumerate(range(0, int(sizes[0]), window)):
+        rows = int((sizes > start).sum())
+        constant = int((first_with_gradient[:rows] > index).sum())
+        if state is not None and state[0].shape[1] != rows:
+            state = select_rows(state, rows)
+        ids = tokens[start : start + window, :rows]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and constant < rows):
+            outputs, state = encoder(ids, state, weights)
+        if 0 < constant < rows:
+            outputs = _cut_rows(outputs, constant)
+            state = tuple(_cut_rows(tensor, constant) for tensor in state)
+        elif constant:
+            state = detach(state)
+        pool.add(outputs, on_device[:rows] - start)
+        if decoder is not None and constant < rows:
+            targets, count = _next_tokens(tokens, sizes, start=start, window=window, rows=rows, skip=constant)
+            hidden = outputs[: len(targets), constant:].flatten(0, 1)
+            auxiliary = auxiliary + linear_cross_entropy(hidden, *decoder, targets.flatten())
+            predicted += count
+    return Encoded(pool.result()[torch.argsort(order).to(device)], auxiliary, predicted)
+
+
+def _cut_rows(tensor: Tensor, count: int) -> Tensor:
+    """The same values, the first `count` rows of the second dimension without their history."""
+    return torch.cat([tensor[:, :count].detach(), tensor[:, count:]], dim=1)
+
+
+def _next_tokens(tokens: Tensor, sizes: Tensor, *, start: int, window: int, rows: int, skip: int) -> tuple[Tensor, int]:
+    """Targets (time, rows - skip) of a window, -100 past each document's end, and how many there are."""
+    targets = tokens[start + 1 : start + window + 1, skip:rows]
+    left = (sizes[skip:rows] - 1 - start).clamp(min=0, max=len(targets))
+    real = torch.arange(len(targets), device=tokens.device).unsqueeze(1) < left.to(tokens.device)
+    return targets.where(real, -100), int(left.sum())
+
+
+class Head(nn.Module):
+    """Two blocks of BatchNorm, dropout and a linear layer, a ReLU between: (batch, inputs) -> (batch, classes)."""
+
+    def __init__(self, inputs: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.BatchNorm1d(inputs),
+            nn.Dropout(config.input_dropout),
+            nn.Linear(inputs, config.hidden_size),
+            nn.ReLU(),
+            nn.BatchNorm1d(config.hidden_size),
+            nn.Dropout(config.hidden_dropout),
+            nn.Linear(config.hidden_size, config.classes),
+        )
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Logits, one a class."""
+        logits: Tensor = self.layers(pooled)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """Logits (batch, classes) in float32, with the auxiliary language model loss per predicted token."""
+
+    logits: Tensor
+    language_model_loss: Tensor
+
+
+class Classifier(nn.Module):
+    """Encoder, concat pooling and head, with the tied decoder's bias kept for multi-task learning."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder: Encoder = build_encoder(config.encoder, vocab_size=config.vocab_size)
+        self.head = Head(3 * self.encoder.output_size, config.head)
+        self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, *, dtype: torch.dtype = torch.float32, with_language_model: bool = False
+    ) -> Classified:
+        """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU."""
+        encoded = encode_documents(
+            self.encoder,
+            tokens,
+            lengths,
+            window=self.config.window,
+            horizon=self.config.horizon,
+            dtype=dtype,
+            decoder_bias=self.decoder_bias if with_language_model else None,
+        )
+        return Classified(self.head(encoded.pooled), encoded.language_model_loss / max(1, encoded.predicted_tokens))
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """The encoder's groups from the embedding up, then the head."""
+        embedding, *layers = self.encoder.layer_groups()
+        first = LayerGroup(embedding.name, (*embedding.parameters, self.decoder_bias))
+        return [first, *layers, LayerGroup("head", tuple(self.head.parameters()))]
+
+    def load_language_model(self, tensors: dict[str, Any]) -> None:
+        """Take the encoder and the decoder's bias from a language model's state dict; the head stays fresh."""
+        own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("head.")}
+        self.load_state_dict({**tensors, **own})

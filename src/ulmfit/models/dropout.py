@@ -1,0 +1,38 @@
+"""The dropouts of AWD-LSTM as functions of a tensor and a rate (Merity et al. 2017, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def keep_mask(like: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
+    """0 with probability `rate`, else 1 / (1 - rate), in the dtype and on the device of `like`."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - rate).div_(1 - rate)
+
+
+def locked_dropout(inputs: Tensor, rate: float, *, training: bool) -> Tensor:
+    """Dropout with one mask for all time steps: (time, batch, size) -> the same shape."""
+    if not training or rate == 0:
+        return inputs
+    return inputs * keep_mask(inputs, (1, inputs.shape[1], inputs.shape[2]), rate)
+
+
+def embed(tokens: Tensor, weight: Tensor, row_dropout: float, *, training: bool) -> Tensor:
+    """Look up tokens with whole rows of the table dropped: (...) and (vocabulary, size) -> (..., size).
+
+    A dropped token is absent at each of its places in the window; the rest are scaled up. The mask is
+    applied to the looked-up rows, so the table itself is never copied.
+    """
+    embedded = functional.embedding(tokens, weight)
+    if not training or row_dropout == 0:
+        return embedded
+    return embedded * keep_mask(weight, (weight.shape[0], 1), row_dropout)[tokens]
+
+
+def weight_dropout(weight: Tensor, rate: float, *, training: bool) -> Tensor:
+    """DropConnect: single entries of a weight matrix dropped, one mask for the whole step."""
+    if not training or rate == 0:
+        return weight
+    return functional.dropout(weight, rate, training=True)

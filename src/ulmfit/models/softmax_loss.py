@@ -1,0 +1,73 @@
+"""Cross entropy through a linear layer that never holds the logits of a whole batch in float32.
+
+The gradient of the logits is made in the forward pass, chunk by chunk, and folded at once into the gradients of the
+hidden vectors and of the weight; what is kept for the backward pass has the size of those two.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ulmfit.models import softmax_kernel
+
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**33}
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+        rows = len(hidden)
+        with_hidden, with_weight, with_bias, _ = ctx.needs_input_grad
+        hidden_gradient = torch.empty_like(hidden) if with_hidden else None
+        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_weight else None
+        bias_gradient = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device) if with_bias else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, rows, step := _rows_per_chunk(weight)):
+            part = slice(start, start + step)
+            logits = functional.linear(hidden[part], weight, bias)
+            total += softmax_kernel.losses_and_gradient_(logits, targets[part]).sum()
+            if hidden_gradient is not None:
+                torch.mm(logits, weight, out=hidden_gradient[part])
+            if weight_gradient is not None:
+                weight_gradient += logits.t() @ hidden[part]
+            if bias_gradient is not None:
+                bias_gradient += logits.sum(0, dtype=torch.float32)
+        ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient, weight.dtype, bias.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (scale,) = grad_outputs
+        hidden, weight, bias, weight_dtype, bias_dtype = ctx.gradients
+        ctx.gradients = ()
+        return (
+            None if hidden is None else hidden.mul_(scale.to(hidden.dtype)),
+            None if weight is None else weight.mul_(scale).to(weight_dtype),
+            None if bias is None else bias.mul_(scale).to(bias_dtype),
+            None,
+        )
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """Summed cross entropy of softmax(hidden @ weight.T + bias) against targets; a float32 scalar.
+
+    Shapes: hidden (rows, size), weight (classes, size), bias (classes,), targets (rows,) of int64; the three tensors
+    share a dtype. A target of -100 is left out of the sum.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+        return loss
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    for start in range(0, hidden.shape[0], step := _rows_per_chunk(weight)):
+        part = slice(start, start + step)
+        logits = functional.linear(hidden[part], weight, bias).float()
+        total += functional.cross_entropy(logits, targets[part], reduction="sum", ignore_index=-100)
+    return total
+
+
+def _rows_per_chunk(weight: Tensor) -> int:
+    return max(1, CHUNK_BYTES[weight.device.type] // (weight.shape[0] * weight.element_size()))

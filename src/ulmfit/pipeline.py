@@ -1,0 +1,212 @@
+"""The recipe, stage by stage: pretrain a language model, tune it on the domain, train a classifier on it.
+
+Read this first. Each stage is one function from text and settings to a bundle in a folder; `train` runs the last two.
+Every stage can be killed at any moment and called again with `resume=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
+from ulmfit.config import ClassifyConfig, Direction, LanguageModelConfig, PretrainConfig, TrainConfig, TuneConfig
+from ulmfit.errors import ConfigError, DataError
+from ulmfit.learning.classifier import learn_classifiers
+from ulmfit.learning.language_model import LanguageModelText, learn_language_models
+from ulmfit.learning.setting import Setting, describe_inputs
+from ulmfit.learning.vocabulary import domain_tokenizer, learn_tokenizer, rows_in
+from ulmfit.models.language_model import LanguageModel, transfer_vocabulary
+from ulmfit.pretrained import find_bundle
+from ulmfit.run_folder import open_run
+from ulmfit.text.sources import read_records
+from ulmfit.training.events import Note, Report, silent
+
+# --- stage 1 --------------------------------------------------------------------------------------------------------
+
+
+def pretrain(
+    texts: Sequence[Path],
+    *,
+    config: PretrainConfig,
+    out: Path,
+    valid: Sequence[Path] = (),
+    text_column: str = "text",
+    resume: bool = False,
+    report: Report = silent,
+) -> LanguageModelBundle:
+    """Learn a language from a large general corpus: a vocabulary, then a language model in each direction.
+
+    Perplexity is measured on `valid`, or on a share of `texts` held out. The bundle is saved in `out`.
+    """
+    inputs = describe_inputs(texts=texts, valid=valid, text_column=text_column)
+    with open_run(out, command="pretrain", config=config, inputs=inputs, resume=resume) as folder:
+        if folder.finished:
+            return LanguageModelBundle.load(out)
+        settings = config.pretrain
+        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        tokenizer = learn_tokenizer(setting, texts, settings.tokenizer, text_column)
+        model_config = LanguageModelConfig(
+            vocab_size=len(tokenizer), encoder=settings.encoder, output_dropout=settings.output_dropout
+        )
+
+        def fresh(direction: Direction) -> LanguageModel:
+            return LanguageModel(model_config)
+
+        source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
+        bundle = learn_language_models(setting, source, fresh, config=config, stage="pretrain", base=None)
+        bundle.save(out, storage=config.run.storage)
+        folder.finish()
+        return bundle
+
+
+# --- stage 2 --------------------------------------------------------------------------------------------------------
+
+
+def tune_language_model(
+    texts: Sequence[Path],
+    *,
+    base: str | Path,
+    config: TuneConfig,
+    out: Path,
+    valid: Sequence[Path] = (),
+    text_column: str = "text",
+    resume: bool = False,
+    report: Report = silent,
+) -> LanguageModelBundle:
+    """Tune a pretrained language model on the target domain's text, over the domain's own vocabulary.
+
+    A word that the base lacks starts as the mean of its rows. `base` is a name, a folder or a hub id.
+    """
+    inputs = describe_inputs(texts=texts, valid=valid, base=base, text_column=text_column)
+    with open_run(out, command="tune", config=config, inputs=inputs, resume=resume) as folder:
+        if folder.finished:
+            return LanguageModelBundle.load(out)
+        settings = config.tune
+        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        pretrained = LanguageModelBundle.load(find_bundle(base))
+        for direction in config.run.directions:
+            if direction not in pretrained.models:
+                raise ConfigError(
+                    f"the base model {str(base)!r} reads {' and '.join(pretrained.directions)} only; "
+                    f"pass --direction {pretrained.directions[0]} or a base pretrained {direction}"
+                )
+        tokenizer = domain_tokenizer(setting, texts, pretrained.tokenizer, settings, text_column)
+        rows = rows_in(pretrained.tokenizer, tokenizer)
+        if int((rows >= 0).sum()) == 0:
+            raise ConfigError(
+                f"the base model {str(base)!r} knows none of the words of this text; is it this language?"
+            )
+        known = float((rows >= 0).float().mean())
+        report(Note(f"vocabulary: {len(rows):,} tokens, {known:.0%} of them known to the base model"))
+        encoder = pretrained.config.encoder.model_copy(
+            update={"dropouts": settings.dropouts.scaled(settings.dropout_multiplier)}
+        )
+        output_dropout = settings.output_dropout * settings.dropout_multiplier
+        model_config = LanguageModelConfig(vocab_size=len(tokenizer), encoder=encoder, output_dropout=output_dropout)
+
+        def moved(direction: Direction) -> LanguageModel:
+            model = LanguageModel(model_config)
+            model.load_state_dict(transfer_vocabulary(pretrained.models[direction], rows).state_dict())
+            return model
+
+        source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
+        bundle = learn_language_models(setting, source, moved, config=config, stage="tune", base=str(base))
+        bundle.save(out, storage=config.run.storage)
+        folder.finish()
+        return bundle
+
+
+# --- stage 3 --------------------------------------------------------------------------------------------------------
+
+
+def train_classifier(
+    labelled: Path,
+    *,
+    language_model: str | Path,
+    config: ClassifyConfig,
+    out: Path,
+    text_column: str = "text",
+    label_column: str = "label",
+    resume: bool = False,
+    report: Report = silent,
+) -> ClassifierBundle:
+    """Train a classifier on a tuned language model's encoder, one for each of its directions that is asked for."""
+    inputs = describe_inputs(
+        labelled=[labelled], base=language_model, text_column=text_column, label_column=label_column
+    )
+    with open_run(out, command="classify", config=config, inputs=inputs, resume=resume) as folder:
+        if folder.finished:
+            return ClassifierBundle.load(out)
+        check_labels(labelled, text_column=text_column, label_column=label_column)
+        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        tuned = LanguageModelBundle.load(find_bundle(language_model))
+        bundle = learn_classifiers(
+            setting, labelled, tuned, config=config, text_column=text_column, label_column=label_column
+        )
+        bundle.save(out, storage=config.run.storage)
+        folder.finish()
+        return bundle
+
+
+def train(
+    labelled: Path,
+    *,
+    config: TrainConfig,
+    out: Path,
+    unlabelled: Sequence[Path] = (),
+    base: str | Path = "en",
+    text_column: str = "text",
+    label_column: str = "label",
+    resume: bool = False,
+    report: Report = silent,
+) -> ClassifierBundle:
+    """Stages 2 and 3: tune on the labelled and unlabelled text, then train the classifier.
+
+    With `unlabelled` this is the paper's semi-supervised setting, without it the supervised one. The tuned language
+    model stays in `out/language_model`.
+    """
+    inputs = describe_inputs(
+        labelled=[labelled], unlabelled=unlabelled, base=base, text_column=text_column, label_column=label_column
+    )
+    with open_run(out, command="train", config=config, inputs=inputs, resume=resume) as folder:
+        if folder.finished:
+            return ClassifierBundle.load(out)
+        check_labels(labelled, text_column=text_column, label_column=label_column)
+        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        tuned_folder = out / "language_model"
+        tuned = tune_language_model(
+            [labelled, *unlabelled],
+            base=base,
+            config=TuneConfig(run=config.run, tune=config.tune),
+            out=tuned_folder,
+            text_column=text_column,
+            resume=resume,
+            report=report,
+        )
+        setting.history.extend(tuned.facts["history"])
+        bundle = learn_classifiers(
+            setting,
+            labelled,
+            tuned,
+            config=ClassifyConfig(run=config.run, classify=config.classify),
+            text_column=text_column,
+            label_column=label_column,
+        )
+        bundle.save(out, storage=config.run.storage)
+        folder.finish()
+        return bundle
+
+
+def check_labels(labelled: Path, *, text_column: str, label_column: str) -> dict[str, int]:
+    """How many documents each class has, in order of name; DataError where there is only one class."""
+    counts: dict[str, int] = {}
+    for record in read_records([labelled], text_column=text_column, label_column=label_column):
+        label = record.label or ""
+        counts[label] = counts.get(label, 0) + 1
+    if len(counts) < 2:
+        raise DataError(
+            f"{labelled}: all {sum(counts.values())} documents have the label {next(iter(counts))!r}; "
+            "a classifier needs at least two classes. Is --label-column the right one?"
+        )
+    return dict(sorted(counts.items()))

@@ -1,0 +1,121 @@
+"""The settings of `--preset quick` and `--preset paper`, and why they are what they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ulmfit.config import (
+    ClassifySettings,
+    EncoderConfig,
+    EncoderDropouts,
+    LanguageModelTraining,
+    OptimizerConfig,
+    Phase,
+    PresetName,
+    PretrainSettings,
+    TokenizerConfig,
+    TuneSettings,
+)
+
+FEW_LABELS = 2_000
+"""below this many labelled documents nothing is held out and all layers learn at once"""
+
+# Every rate below goes with AdamW. On 100M tokens dropout, AR and TAR cost more than they give, as AWD-LSTM's authors
+# found, so pretraining has hardly any; tuning has the rates of ULMFiT's own scripts.
+_LIGHT = EncoderDropouts(input=0.05, embedding=0.0, weight=0.05, hidden=0.05)
+
+
+def pretrain_preset(name: PresetName) -> PretrainSettings:
+    """The paper's model for a GPU, or a quarter of it that two CPU cores can train on a few million words."""
+    optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.01, gradient_clip=0.25)
+    if name == "paper":
+        return PretrainSettings(
+            encoder=EncoderConfig(dropouts=_LIGHT),
+            output_dropout=0.05,
+            training=LanguageModelTraining(
+                batch_size=512,
+                window_jitter=0.0,
+                activation_regularisation=0.0,
+                temporal_regularisation=0.0,
+                valid_share=0.002,
+                optimizer=optimizer,
+                phases=(Phase(rate=3e-3, epochs=5, discriminative=1.0, schedule="one_cycle", rise=0.05),),
+            ),
+        )
+    return PretrainSettings(
+        tokenizer=TokenizerConfig(vocab_size=30_000),
+        encoder=EncoderConfig(embedding_size=256, hidden_size=512, dropouts=_LIGHT),
+        output_dropout=0.05,
+        training=LanguageModelTraining(
+            batch_size=64,
+            activation_regularisation=0.0,
+            temporal_regularisation=0.0,
+            valid_share=0.01,
+            optimizer=optimizer,
+            phases=(Phase(rate=4e-3, epochs=2, discriminative=1.0, schedule="one_cycle", rise=0.1),),
+        ),
+    )
+
+
+def tune_preset(name: PresetName) -> TuneSettings:
+    """The recipe on millions of words, or the most that some minutes of two CPU cores give on a small corpus."""
+    optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.05, gradient_clip=0.3)
+    if name == "paper":
+        return TuneSettings(
+            training=LanguageModelTraining(
+                batch_size=256,
+                window=80,
+                valid_share=0.02,
+                optimizer=optimizer,
+                phases=(
+                    Phase(groups=(-1,), rate=2e-2, epochs=1, discriminative=1.0),
+                    Phase(rate=4e-3, epochs=8, discriminative=1.3),
+                ),
+            )
+        )
+    return TuneSettings(
+        dropout_multiplier=0.5,
+        training=LanguageModelTraining(
+            batch_size=32,
+            valid_share=0.02,
+            optimizer=optimizer,
+            phases=(Phase(rate=4e-3, epochs=3, discriminative=1.3),),
+        ),
+    )
+
+
+def classify_preset(name: PresetName, *, labelled: int) -> ClassifySettings:
+    """By how many documents are labelled: with few, many passes over all layers at once; with many, unfreezing."""
+    if labelled < FEW_LABELS:
+        return _few_labels(name)
+    optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.05, gradient_clip=1.0)
+    long = name == "paper"
+    return ClassifySettings(
+        dropout_multiplier=0.5,
+        batch_size=128 if long else 64,
+        window=140,
+        optimizer=optimizer,
+        phases=(
+            _cycle((-1,), 4e-2, 1),
+            _cycle((-2, -1), 2e-2, 1),
+            _cycle((-3, -2, -1), 1e-2, 1),
+            _cycle(None, 5e-3, 5 if long else 2),
+        ),
+    )
+
+
+def _few_labels(name: PresetName) -> ClassifySettings:
+    long = name == "paper"
+    return ClassifySettings(
+        dropout_multiplier=0.5,
+        batch_size=16,
+        window=140,
+        valid_share=0.0,
+        optimizer=OptimizerConfig(beta1=0.8, weight_decay=0.05, gradient_clip=1.0),
+        phases=(_cycle((-1,), 2e-2, 5), _cycle(None, 5e-3, 20 if long else 8)),
+    )
+
+
+def _cycle(groups: tuple[int, ...] | None, rate: float, epochs: int) -> Phase:
+    schedule: Literal["one_cycle"] = "one_cycle"
+    return Phase(groups=groups, rate=rate, epochs=epochs, schedule=schedule, rise=0.2)

@@ -1,0 +1,77 @@
+"""The only training loop: `fit` yields each step, the caller logs, saves and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ulmfit.training.optimizer import set_rates
+
+State: TypeAlias = tuple[Tensor, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """What a loss function makes of a batch."""
+
+    total: Tensor
+    """differentiated"""
+    logged: Tensor
+    """shown and averaged over an epoch; detached"""
+    state: State
+    """given to the next batch; detached"""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step, done."""
+
+    number: int
+    """from 0, counted over the whole phase"""
+    loss: Tensor
+    state: State
+    tokens: int
+    share: float
+    """of the peak learning rate"""
+
+
+LossFunction: TypeAlias = Callable[[Any, State], StepLoss]
+
+
+def fit(
+    batches: Iterable[Any],
+    *,
+    loss: LossFunction,
+    optimizer: Optimizer,
+    schedule: Callable[[float], float],
+    total: int,
+    seed: tuple[int, ...],
+    start: int = 0,
+    state: State = None,
+    gradient_clip: float | None = None,
+) -> Iterator[Step]:
+    """Train on batches, one step each, of the `total` over which the schedule runs; `start` is the first one's number.
+
+    Each step's random numbers come from (seed, step number) alone, so a resumed run draws what an unbroken one draws.
+    Nothing here waits for the device.
+    """
+    parameters = [parameter for entry in optimizer.param_groups for parameter in entry["params"]]
+    for number, batch in enumerate(batches, start):
+        torch.manual_seed(int(np.random.SeedSequence((*seed, number)).generate_state(1)[0]))
+        share = schedule(number / total)
+        set_rates(optimizer, share)
+        optimizer.zero_grad(set_to_none=True)
+        result = loss(batch, state)
+        result.total.backward()  # type: ignore[no-untyped-call]
+        if gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+        optimizer.step()
+        state = result.state
+        yield Step(number, result.logged, state, result.tokens, share)

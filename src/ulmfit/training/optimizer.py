@@ -1,0 +1,63 @@
+"""Optimizers over layer groups: which groups learn, and each at its own rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ulmfit.config import OptimizerConfig, Phase
+from ulmfit.training.schedules import discriminative_rates, groups_of
+
+Groups = Mapping[str, Sequence[Tensor]]
+"""Layer groups by name, from the lowest to the last."""
+
+
+def build_optimizer(groups: Groups, phase: Phase, config: OptimizerConfig) -> Optimizer:
+    """Unfreeze the phase's groups, freeze the rest, and give each its discriminative peak rate.
+
+    Rates fall by the factor from group to group of the whole model, whether or not the ones between learn. Weight
+    decay acts on matrices alone: biases and BatchNorm's scales are few and are not what overfits.
+    """
+    learning = groups_of(phase, count=len(groups))
+    peaks = discriminative_rates(phase.rate, groups=len(groups), factor=phase.discriminative)
+    entries = []
+    for index, parameters in enumerate(groups.values()):
+        for parameter in parameters:
+            parameter.requires_grad_(index in learning)
+            parameter.grad = None
+        if index in learning:
+            for decay, kept in (
+                (config.weight_decay, [parameter for parameter in parameters if parameter.dim() > 1]),
+                (0.0, [parameter for parameter in parameters if parameter.dim() <= 1]),
+            ):
+                if kept:
+                    entries.append({"params": kept, "weight_decay": decay, "lr": peaks[index], "peak": peaks[index]})
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(entries, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+
+
+def set_rates(optimizer: Optimizer, share: float) -> None:
+    """Every group's rate as a share of its peak."""
+    for entry in optimizer.param_groups:
+        entry["lr"] = entry["peak"] * share
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as flat names, `parameter index.key`, for a checkpoint."""
+    tensors = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            tensors[f"{index}.{key}"] = value
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; the optimizer must have been built for the same phase."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
