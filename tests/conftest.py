@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import random
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,3 +26,145 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; set ULMFIT_DATA to its folder")
     return folder
+
+
+# --- a language so small that models of it are trained while one waits ----------------------------------------------
+
+
+class TinyLanguage:
+    """Reviews of clauses such as `the story felt very dull and`; only the last words of clauses tell the class.
+
+    No word comes twice in a row and all are lower case, so a text's tokens are its words, in either direction. Files
+    and models are made once, when first asked for; settings are dotted names, for `override` and for `--set`.
+    """
+
+    NOUNS: ClassVar = "film story actor scene ending plot song voice camera script".split()
+    VERBS: ClassVar = "was felt seemed looked stayed".split()
+    NEUTRAL: ClassVar = "long short loud quiet new old french early".split()
+    TELLING: ClassVar = {
+        "bad": "dull weak clumsy cold boring empty awful stale".split(),
+        "good": "lovely warm clever bright touching funny fine sweet".split(),
+    }
+    DROPOUTS: ClassVar = {"input": 0.05, "embedding": 0.02, "weight": 0.1, "hidden": 0.05}
+    LANGUAGE_MODEL: ClassVar = {
+        "batch_size": 8,
+        "window": 16,
+        "window_jitter": 2.0,
+        "valid_share": 0.1,
+        "phases": [{"rate": 0.02, "epochs": 3, "discriminative": 1.0, "schedule": "one_cycle"}],
+    }
+    SETTINGS: ClassVar[dict[str, dict[str, Any]]] = {
+        "run": {"precision": "float32"},
+        "pretrain": {
+            "tokenizer.vocab_size": 100,
+            "encoder.embedding_size": 12,
+            "encoder.hidden_size": 20,
+            "encoder.layers": 2,
+            "encoder.dropouts": DROPOUTS,
+            "training": LANGUAGE_MODEL,
+        },
+        "tune": {"dropouts": DROPOUTS, "training": LANGUAGE_MODEL},
+        "classify": {
+            "dropouts": DROPOUTS,
+            "head_hidden_size": 10,
+            "head_dropouts": [0.1, 0.0],
+            "window": 12,
+            "horizon": 48,
+            "batch_size": 8,
+            "valid_share": 0.2,
+            "phases": [
+                {"groups": [-1], "rate": 0.02, "epochs": 1},
+                {"rate": 0.02, "epochs": 6, "discriminative": 1.3, "schedule": "one_cycle"},
+            ],
+        },
+    }
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def review(self, label: str, dice: random.Random) -> str:
+        """One review of two to five clauses, one of which at least tells the class."""
+        count = dice.randint(2, 5)
+        telling = dice.randrange(count)
+        clauses = []
+        for clause in range(count):
+            last = self.TELLING[label] if clause == telling or dice.random() < 0.4 else self.NEUTRAL
+            words = (("the", "a", "this"), self.NOUNS, self.VERBS, ("very", "quite", "so"), last)
+            clauses.append(" ".join(dice.choice(choices) for choices in words))
+        return " and ".join(clauses)
+
+    def reviews(self, count: int, *, seed: int) -> list[tuple[str, str]]:
+        """(text, label) of as many good as bad reviews."""
+        dice = random.Random(seed)
+        return [(self.review(label, dice), label) for label in (["good", "bad"] * count)[:count]]
+
+    def write(self, path: Path, rows: Iterable[Sequence[str]], columns: Sequence[str] = ("text", "label")) -> Path:
+        """A csv file of these rows."""
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(rows)
+        return path
+
+    def file(self, name: str, count: int, *, seed: int) -> Path:
+        """A csv file of reviews, written once."""
+        path = self.folder / f"{name}.csv"
+        return path if path.exists() else self.write(path, self.reviews(count, seed=seed))
+
+    @cached_property
+    def general(self) -> Path:
+        """Text to pretrain on."""
+        return self.file("general", 200, seed=1)
+
+    @cached_property
+    def labelled(self) -> Path:
+        """Reviews to train on."""
+        return self.file("labelled", 120, seed=2)
+
+    @cached_property
+    def unlabelled(self) -> Path:
+        """More reviews, whose labels nobody looks at."""
+        return self.file("unlabelled", 80, seed=3)
+
+    @cached_property
+    def test(self) -> Path:
+        """Reviews to test on."""
+        return self.file("test", 100, seed=4)
+
+    def settings(self, *stages: str, **changed: Any) -> dict[str, Any]:
+        """The settings of `run` and these stages by dotted name; `changed` has "__" for each dot."""
+        values = {
+            f"{stage}.{name}": value for stage in ("run", *stages) for name, value in self.SETTINGS[stage].items()
+        }
+        return values | {name.replace("__", "."): value for name, value in changed.items()}
+
+    def flags(self, *stages: str, **changed: Any) -> list[str]:
+        """The same for the command line."""
+        values = self.settings(*stages, **changed)
+        return [part for name, value in values.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+    @cached_property
+    def base(self) -> Path:
+        """A language model of both directions, pretrained on `general`."""
+        from ulmfit.config import PretrainConfig
+        from ulmfit.pipeline import pretrain
+
+        config = PretrainConfig().override(self.settings("pretrain", run__direction="both"))
+        pretrain([self.general], config=config, out=self.folder / "base")
+        return self.folder / "base"
+
+    @cached_property
+    def model(self) -> Path:
+        """A classifier of both directions, trained on `labelled` and `unlabelled`."""
+        from ulmfit.config import TrainConfig
+        from ulmfit.pipeline import train
+
+        config = TrainConfig().override(self.settings("tune", "classify", run__direction="both"))
+        train(self.labelled, unlabelled=[self.unlabelled], base=self.base, config=config, out=self.folder / "model")
+        return self.folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyLanguage:
+    """A language of two classes, with files and models of it to share: read them, change nothing."""
+    return TinyLanguage(tmp_path_factory.mktemp("tiny"))

@@ -6,15 +6,17 @@ complete when config.json is there, which is written last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ulmfit.card import model_card
@@ -56,7 +58,7 @@ class Bundle(Generic[Model, ModelConfig]):
 
     @classmethod
     def _own_arguments(cls, values: dict[str, Any], config: Any) -> dict[str, Any]:
-        """The inverse of `_own_values`; raises BundleError."""
+        """The inverse of `_own_values`; raises ConfigError."""
         return {}
 
     def save(self, folder: Path, *, storage: Storage = "float32") -> None:
@@ -68,6 +70,7 @@ class Bundle(Generic[Model, ModelConfig]):
         if (folder / CONFIG).exists():
             raise OutputError(f"{folder}: already holds a model; choose another folder")
         temporary = folder / ".writing"
+        placed: list[Path] = []
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -92,10 +95,13 @@ class Bundle(Generic[Model, ModelConfig]):
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == CONFIG):
-                path.rename(folder / path.name)
-            temporary.rmdir()
-        except OSError as error:
+                placed.append(path.rename(folder / path.name))
             shutil.rmtree(temporary, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            for path in placed:
+                with contextlib.suppress(OSError):
+                    path.unlink()
             raise OutputError(
                 f"{folder}: cannot save the model ({error}); free some space or choose another folder"
             ) from None
@@ -111,26 +117,24 @@ class Bundle(Generic[Model, ModelConfig]):
             raise BundleError(
                 f"{folder}: holds a {values['kind'].replace('_', ' ')}, a {cls.kind.replace('_', ' ')} is needed here"
             )
+        config: Any = cls.config_type.parse(values["model"])
+        own = cls._own_arguments(values, config)
         try:
-            config: Any = cls.config_type.parse(values["model"])
-            text = (folder / TOKENIZER).read_text(encoding="utf-8")
-            tokenizer = Tokenizer.from_json(text)
-        except (ConfigError, TokenizerError, OSError, UnicodeDecodeError) as error:
+            tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
+        except (TokenizerError, OSError, UnicodeDecodeError) as error:
             raise BundleError(f"{folder}: the bundle is damaged or made by another version ({error})") from None
         if len(tokenizer) != config.vocab_size:
             raise BundleError(
                 f"{folder}: {TOKENIZER} has {len(tokenizer)} tokens, {CONFIG} asks for {config.vocab_size}"
             )
-        own = cls._own_arguments(values, config)
         models: dict[Direction, Any] = {}
         for direction, names in values["weights"].items():
             try:
                 with torch.device("meta"):
                     model = cls.model_type(config)
-            except ConfigError as error:
-                raise BundleError(f"{folder}: {error}") from None
-            expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-            model.load_state_dict(read_shards(folder, names, expected=expected), assign=True)
+            except (ConfigError, RuntimeError) as error:  # sizes beyond any memory overflow in torch
+                raise BundleError(f"{folder}: {str(error).splitlines()[0]}") from None
+            model.load_state_dict(read_shards(folder, names, expected=model.state_dict()), assign=True)
             # Assigned tensors are plain leaves: they learn like freshly made parameters.
             models[direction] = model.requires_grad_(True).eval()
         return cls(config=config, tokenizer=tokenizer, models=models, facts=values["facts"], **own)
@@ -160,14 +164,15 @@ class ClassifierBundle(Bundle[Classifier, ClassifierConfig]):
 
     @classmethod
     def _own_arguments(cls, values: dict[str, Any], config: Any) -> dict[str, Any]:
-        labels = values.get("labels")
-        if not isinstance(labels, list) or len(labels) != config.head.classes or len(set(labels)) != len(labels):
-            raise BundleError(f"{CONFIG}: 'labels' must name the {config.head.classes} classes, each once")
-        return {"labels": tuple(map(str, labels))}
+        labels: Any = values.get("labels")
+        names = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        if not names or len(labels) != config.head.classes or len(set(labels)) != len(labels):
+            raise ConfigError(f"{CONFIG}: 'labels' must name the {config.head.classes} classes, each once")
+        return {"labels": tuple(labels)}
 
 
 def read_bundle_config(folder: Path) -> dict[str, Any]:
-    """config.json of a bundle, its outer shape checked; raises BundleError."""
+    """All of config.json of a bundle, checked for its kind, defaults filled in; raises BundleError."""
     path = folder / CONFIG
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such folder; give the folder of a saved model")
@@ -175,7 +180,7 @@ def read_bundle_config(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder}: no {CONFIG} in it, so it is no finished model; is the run that makes it done?")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({error}); copy the whole folder again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise BundleError(f"{path}: not the config of a model made by ulmfit")
@@ -186,6 +191,7 @@ def read_bundle_config(folder: Path) -> dict[str, Any]:
         values.get("kind") in ("language_model", "classifier")
         and isinstance(values.get("model"), dict)
         and isinstance(values.get("facts"), dict)
+        and values.get("storage") in get_args(Storage)
         and isinstance(weights, dict)
         and bool(weights)
         and all(direction in ("forward", "backward") for direction in weights)
@@ -193,7 +199,13 @@ def read_bundle_config(folder: Path) -> dict[str, Any]:
     )
     if not well_formed:
         raise BundleError(f"{path}: a value is missing or of the wrong kind; the bundle is damaged")
-    return values
+    kind = ClassifierBundle if values["kind"] == ClassifierBundle.kind else LanguageModelBundle
+    try:
+        config = kind.config_type.parse(values["model"])
+        kind._own_arguments(values, config)
+    except ConfigError as error:
+        raise BundleError(f"{folder}: the bundle is damaged or made by another version ({error})") from None
+    return {**values, "model": config.model_dump(mode="json")}
 
 
 def _are_file_names(names: Any) -> bool:

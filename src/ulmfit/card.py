@@ -25,6 +25,8 @@ def model_card(values: Mapping[str, Any]) -> str:
         f"- vocabulary: {model['vocab_size']:,} tokens",
         f"- stored as {values['storage']} in safetensors",
     ]
+    if facts.get("base"):
+        lines.append(f"- started from: {facts['base']}")
     if "labels" in values:
         lines.append(f"- classes: {', '.join(values['labels'])}")
     for heading in ("data", "training", "results", "hardware"):

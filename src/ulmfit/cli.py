@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -80,7 +83,8 @@ def pretrain(
     from ulmfit.presets import pretrain_preset
 
     config = PretrainConfig(
-        run=RunConfig(direction=direction, seed=seed, device=device, storage=storage), pretrain=pretrain_preset(preset)
+        run=RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage}),
+        pretrain=pretrain_preset(preset),
     )
     own = {} if vocab_size is None else {"pretrain.tokenizer.vocab_size": vocab_size}
     config = _with_settings(config, own, settings)
@@ -126,7 +130,7 @@ def tune(
     from ulmfit.pipeline import tune_language_model
     from ulmfit.presets import tune_preset
 
-    run = RunConfig(direction=direction, seed=seed, device=device, storage=storage)
+    run = RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage})
     config = _with_settings(TuneConfig(run=run, tune=tune_preset(preset)), {}, settings)
     with ProgressDisplay() as display:
         bundle = tune_language_model(
@@ -180,7 +184,7 @@ def train(
     if test is not None:
         _check_known(test, list(counts), text_column=text_column, label_column=label_column)
     config = TrainConfig(
-        run=RunConfig(direction=direction, seed=seed, device=device, storage=storage),
+        run=RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage}),
         tune=tune_preset(preset),
         classify=classify_preset(preset, labelled=sum(counts.values())),
     )
@@ -259,7 +263,7 @@ def predict(
     from ulmfit.text.tables import TableWriter
 
     predictor = Predictor.load(model, device=device, precision=precision)
-    with TableWriter(out if out is not None else "-") as writer:
+    with TableWriter(out, stream=sys.stdout) as writer:
         for batch in predictor.predict_tables(text, text_column=text_column):
             writer.write(batch)
 
@@ -292,11 +296,13 @@ def demo(
     _print_demo(result)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
     except UlmfitError as error:
+        if isinstance(error.__cause__, BrokenPipeError):
+            _leave_closed_pipe()
         _fail(str(error))
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See ulmfit --help.")
@@ -305,7 +311,13 @@ def main() -> None:
         sys.exit(130)
 
 
-def _fail(message: str) -> None:
+def _leave_closed_pipe() -> NoReturn:
+    """Whoever read our output has seen enough, as `head` does; end as other programs do then, without a word."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would complain
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _fail(message: str) -> NoReturn:
     print(f"ulmfit: error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ def choose_device(name: str) -> torch.device:
     """`auto` is the first GPU where there is one. Raises ConfigError where the one asked for is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    known = re.fullmatch(r"cpu|cuda(?::(0|[1-9]\d*))?", name)
+    if known is None:
+        raise ConfigError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N.")
+    if name != "cpu" and int(known[1] or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device {name!r} is not there; CUDA devices found: {torch.cuda.device_count()}. Use auto or cpu."
         )
-    return device
+    return torch.device(name)
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:

@@ -1,7 +1,8 @@
 """The recipe, stage by stage: pretrain a language model, tune it on the domain, train a classifier on it.
 
 Read this first. Each stage is one function from text and settings to a bundle in a folder; `train` runs the last two.
-Every stage can be killed at any moment and called again with `resume=True`.
+Every stage can be killed at any moment and called again with `resume=True`. It returns what it saved, read back: stored
+as int8, the weights are rounded, and who goes on from them must get the same as after a resume.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from pathlib import Path
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.config import ClassifyConfig, Direction, LanguageModelConfig, PretrainConfig, TrainConfig, TuneConfig
 from ulmfit.errors import ConfigError, DataError
-from ulmfit.learning.classifier import learn_classifiers
+from ulmfit.learning.classifier import check_class_weights, learn_classifiers
 from ulmfit.learning.language_model import LanguageModelText, learn_language_models
-from ulmfit.learning.setting import Setting, describe_inputs
+from ulmfit.learning.setting import Setting, base_name, describe_inputs
 from ulmfit.learning.vocabulary import domain_tokenizer, learn_tokenizer, rows_in
 from ulmfit.models.language_model import LanguageModel, transfer_vocabulary
 from ulmfit.pretrained import find_bundle
 from ulmfit.run_folder import open_run
 from ulmfit.text.sources import read_records
+from ulmfit.text.words import SPECIALS
 from ulmfit.training.events import Note, Report, silent
 
 # --- stage 1 --------------------------------------------------------------------------------------------------------
@@ -56,8 +58,7 @@ def pretrain(
         source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
         bundle = learn_language_models(setting, source, fresh, config=config, stage="pretrain", base=None)
         bundle.save(out, storage=config.run.storage)
-        folder.finish()
-        return bundle
+        return LanguageModelBundle.load(out)
 
 
 # --- stage 2 --------------------------------------------------------------------------------------------------------
@@ -93,7 +94,8 @@ def tune_language_model(
                 )
         tokenizer = domain_tokenizer(setting, texts, pretrained.tokenizer, settings, text_column)
         rows = rows_in(pretrained.tokenizer, tokenizer)
-        if int((rows >= 0).sum()) == 0:
+        words = rows[len(SPECIALS) :]
+        if len(words) and not bool((words >= 0).any()):
             raise ConfigError(
                 f"the base model {str(base)!r} knows none of the words of this text; is it this language?"
             )
@@ -111,10 +113,9 @@ def tune_language_model(
             return model
 
         source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
-        bundle = learn_language_models(setting, source, moved, config=config, stage="tune", base=str(base))
+        bundle = learn_language_models(setting, source, moved, config=config, stage="tune", base=base_name(base))
         bundle.save(out, storage=config.run.storage)
-        folder.finish()
-        return bundle
+        return LanguageModelBundle.load(out)
 
 
 # --- stage 3 --------------------------------------------------------------------------------------------------------
@@ -145,8 +146,7 @@ def train_classifier(
             setting, labelled, tuned, config=config, text_column=text_column, label_column=label_column
         )
         bundle.save(out, storage=config.run.storage)
-        folder.finish()
-        return bundle
+        return ClassifierBundle.load(out)
 
 
 def train(
@@ -172,7 +172,8 @@ def train(
     with open_run(out, command="train", config=config, inputs=inputs, resume=resume) as folder:
         if folder.finished:
             return ClassifierBundle.load(out)
-        check_labels(labelled, text_column=text_column, label_column=label_column)
+        counts = check_labels(labelled, text_column=text_column, label_column=label_column)
+        check_class_weights(config.classify, list(counts))
         setting = Setting.of(folder, config.run, resume=resume, report=report)
         tuned_folder = out / "language_model"
         tuned = tune_language_model(
@@ -194,8 +195,7 @@ def train(
             label_column=label_column,
         )
         bundle.save(out, storage=config.run.storage)
-        folder.finish()
-        return bundle
+        return ClassifierBundle.load(out)
 
 
 def check_labels(labelled: Path, *, text_column: str, label_column: str) -> dict[str, int]:

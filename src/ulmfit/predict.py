@@ -91,19 +91,18 @@ class Predictor:
         import pyarrow as pa
 
         for batch in read_tables(path, text_column=text_column):
-            rows = self.probabilities(batch.column(text_column).to_pylist())
-            best = rows.argmax(1)
-            added = {
-                "label": pa.array([self.labels[index] for index in best], pa.string()),
-                "confidence": pa.array(rows[np.arange(len(rows)), best]),
-                **{f"probability_{name}": pa.array(rows[:, index]) for index, name in enumerate(self.labels)},
-            }
-            taken = [name for name in added if name in batch.schema.names and name != "label"]
+            # A label the file came with is kept beside the predicted one.
+            kept = [column.with_name("label_given") if column.name == "label" else column for column in batch.schema]
+            numbers = ["confidence", *(f"probability_{name}" for name in self.labels)]
+            added = [pa.field("label", pa.string()), *(pa.field(name, pa.float32()) for name in numbers)]
+            schema = pa.schema([*kept, *added])
+            taken = [name for name in schema.names if schema.names.count(name) > 1]
             if taken:
                 raise DataError(f"{path}: already has a column {taken[0]!r}, where predictions go; rename it first")
-            # A label the file came with is kept beside the predicted one.
-            names = ["label_given" if name == "label" else name for name in batch.schema.names]
-            yield pa.RecordBatch.from_arrays([*batch.columns, *added.values()], names=[*names, *added])
+            rows = self.probabilities(batch.column(text_column).to_pylist())
+            labels = pa.array([self.labels[index] for index in rows.argmax(1)], pa.string())
+            measures = [pa.array(column) for column in (rows.max(1), *rows.T)]
+            yield pa.RecordBatch.from_arrays([*batch.columns, labels, *measures], schema=schema)
 
 
 def evaluate(
@@ -140,11 +139,13 @@ def evaluate_language_model(
     """Perplexity a token and bits a character of each direction on unlabelled text, with the counts of both.
 
     Perplexities of different vocabularies do not compare; bits a character do: all of the text's bits, its begin
-    tokens' included, over its characters.
+    tokens' included, over its characters. Raises DataError where there are none.
     """
     on = choose_device(device)
     dtype = choose_dtype(precision, on)
     characters = sum(len(record.text) for record in read_records(texts, text_column=text_column))
+    if characters == 0:
+        raise DataError(f"{texts[0]}: every text is empty, there is nothing to measure; is --text-column right?")
     measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="ulmfit-") as folder:
         corpus = build_corpus(texts, bundle.tokenizer, out=Path(folder) / "corpus", text_column=text_column)

@@ -68,6 +68,8 @@ def open_run(
     settings = {"command": command, "inputs": dict(inputs), "config": config.model_dump(mode="json")}
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: is not an empty folder; pass --resume to go on with the run in it, or another --out")
+    if resume and _holds_no_run(out):
+        raise OutputError(f"{out}: holds other files and no run to go on with; choose another --out")
     try:
         made = not out.exists()
         run.work.mkdir(parents=True, exist_ok=True)
@@ -79,13 +81,23 @@ def open_run(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputError(f"{out}: another run is writing there; wait for it or choose another --out") from None
-        _check_same(out, settings)
-        run.write_json(SETTINGS, settings)
         try:
-            yield run
-        except Exception:
-            _forget_if_nothing_was_done(run, made=made)
-            raise
+            _check_same(out, settings)
+            try:
+                run.write_json(SETTINGS, settings)
+                yield run
+            except Exception:
+                _forget_if_nothing_was_done(run, made=made)
+                raise
+        finally:
+            if run.finished:
+                run.finish()
+
+
+def _holds_no_run(out: Path) -> bool:
+    """Whether there are files in the folder, but none by which a run makes itself known before its first work."""
+    started = {WORK, ".lock", f".{SETTINGS}.writing"}
+    return not (out / SETTINGS).exists() and any(path.name not in started for path in out.rglob("*"))
 
 
 def _check_same(out: Path, settings: Mapping[str, Any]) -> None:
@@ -119,10 +131,11 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _forget_if_nothing_was_done(run: RunFolder, *, made: bool) -> None:
     """After an error before any checkpoint, leave no trace: the folder may be used again at once."""
-    if run.finished or any(run.work.rglob("checkpoint-*")) or any(run.out.rglob("config.json")):
+    if any(run.out.rglob("checkpoint-*")) or any(run.out.rglob("config.json")):
         return
     if made:
         shutil.rmtree(run.out, ignore_errors=True)
     else:
         shutil.rmtree(run.work, ignore_errors=True)
-        (run.out / SETTINGS).unlink(missing_ok=True)
+        for name in (SETTINGS, METRICS):
+            (run.out / name).unlink(missing_ok=True)

@@ -63,9 +63,10 @@ def _encoded(tensors: Mapping[str, Tensor], storage: Storage) -> Iterator[tuple[
             yield name, plain
 
 
-def read_shards(folder: Path, names: list[str], *, expected: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def read_shards(folder: Path, names: list[str], *, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read the shards back in float32, every name and shape checked against `expected` before anything is used.
 
+    `expected` is the state dict of a model without values, on the meta device.
     Raises BundleError for a missing or cut file, a missing or unknown tensor, a wrong shape or kind of number.
     """
     stored: dict[str, Tensor] = {}
@@ -81,9 +82,8 @@ def read_shards(folder: Path, names: list[str], *, expected: Mapping[str, torch.
                     stored[key] = file.get_tensor(key)
         except (SafetensorError, OSError, ValueError) as error:
             raise BundleError(f"{path}: the shard cannot be read ({error}); copy the whole folder again") from None
-    restored = {
-        name: _restored(stored, name, folder) for name in stored if not (name.endswith(SCALE) and name not in expected)
-    }
+    scales = {name + SCALE for name, tensor in stored.items() if tensor.dtype == torch.int8}
+    restored = {name: _restored(stored, name, folder) for name in stored if name not in scales}
     _check(folder, restored, expected)
     return restored
 
@@ -98,16 +98,21 @@ def _restored(stored: Mapping[str, Tensor], name: str, folder: Path) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _check(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+def _check(folder: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unknown:
         what = f"lacks the tensor {missing[0]}" if missing else f"has an unknown tensor {unknown[0]}"
         raise BundleError(f"{folder}: {what}; the weights are of another layout than config.json says")
-    for name, shape in expected.items():
-        if found[name].shape != shape:
+    for name, wanted in expected.items():
+        if found[name].shape != wanted.shape:
             raise BundleError(
                 f"{folder}: the tensor {name} has the shape {tuple(found[name].shape)}, "
-                f"{tuple(shape)} is what config.json asks for"
+                f"{tuple(wanted.shape)} is what config.json asks for"
+            )
+        if found[name].dtype != wanted.dtype:
+            raise BundleError(
+                f"{folder}: the tensor {name} holds {found[name].dtype}, {wanted.dtype} is expected; "
+                "the bundle is damaged"
             )
         if found[name].is_floating_point() and not bool(found[name].isfinite().all()):
             raise BundleError(f"{folder}: the tensor {name} holds values that are not finite; the bundle is damaged")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,9 @@ def learn_classifiers(
 ) -> ClassifierBundle:
     """Train one classifier a direction and gather them in a bundle."""
     settings, run = config.classify, setting.run
+    for direction in run.directions:
+        if direction not in tuned.models:
+            raise ConfigError(f"the language model reads {' and '.join(tuned.directions)} only; pass that --direction")
     corpus = build_corpus(
         [labelled],
         tuned.tokenizer,
@@ -62,8 +65,6 @@ def learn_classifiers(
     weights = _class_weights(settings, corpus, learn).to(setting.device)
     models: dict[Direction, Classifier] = {}
     for direction in run.directions:
-        if direction not in tuned.models:
-            raise ConfigError(f"the language model reads {' and '.join(tuned.directions)} only; pass that --direction")
         torch.manual_seed(run.seed)
         model = Classifier(model_config)
         model.load_language_model(tuned.models[direction].state_dict())
@@ -129,10 +130,15 @@ def _class_weights(
     if settings.class_weights == "balanced":
         counts = np.bincount(corpus.labels[documents], minlength=len(names))
         return torch.from_numpy(len(documents) / (len(names) * np.maximum(counts, 1))).float()
-    for name in settings.class_weights:
+    check_class_weights(settings, names)
+    return torch.tensor([settings.class_weights.get(name, 1.0) for name in names])
+
+
+def check_class_weights(settings: ClassifySettings, names: Sequence[str]) -> None:
+    """Raise ConfigError where a class is given a weight that the data do not have."""
+    for name in settings.class_weights if isinstance(settings.class_weights, dict) else ():
         if name not in names:
             raise ConfigError(f"class_weights names the class {name!r}; the data has {', '.join(names)}")
-    return torch.tensor([settings.class_weights.get(name, 1.0) for name in names])
 
 
 def _classification_loss(

@@ -80,8 +80,8 @@ class LanguageModelText:
     def evaluation(
         self, setting: Setting, model: LanguageModel, direction: Direction
     ) -> Callable[[], dict[str, float]] | None:
-        """A function that measures loss and perplexity on what was held out; None where nothing was."""
-        if len(self.valid_documents) == 0:
+        """A function that measures loss and perplexity on what was held out; None where that has nothing to predict."""
+        if int(self.valid_corpus.lengths[self.valid_documents].sum()) < 2:
             return None
         return lambda: measure_language_model(
             model,

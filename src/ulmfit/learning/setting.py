@@ -18,7 +18,7 @@ from ulmfit.models.encoder import LayerGroup
 from ulmfit.run_folder import RunFolder
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.sources import source_files
-from ulmfit.training.events import EpochEnded, Event, Report, StageEnded
+from ulmfit.training.events import EpochEnded, Event, Report, StageEnded, StageStarted
 from ulmfit.training.stage import Stage, run_stage
 
 
@@ -42,24 +42,24 @@ class Setting:
 
     def learn(self, stage: Stage, checkpoints: Path) -> None:
         """Run a stage; its epochs join the run's metrics as they end."""
-        before = len(self.history)
         clock = time.monotonic()
 
         def note(event: Event) -> None:
+            if isinstance(event, StageStarted):
+                self.history.extend(event.history)
             if isinstance(event, EpochEnded):
                 self.history.append(event.record)
+            if isinstance(event, (StageStarted, EpochEnded)):
                 self.folder.write_metrics(self.history)
             self.report(event)
 
-        records = run_stage(
+        run_stage(
             stage,
             folder=checkpoints,
             resume=self.resume,
             checkpoint_seconds=self.run.checkpoint_minutes * 60,
             report=note,
         )
-        self.history[before:] = records
-        self.folder.write_metrics(self.history)
         self.report(StageEnded(stage.name, time.monotonic() - clock))
 
 
@@ -81,8 +81,13 @@ def describe_inputs(**given: Any) -> dict[str, Any]:
             files = source_files(value, labelled=name == "labelled") if value else []
             inputs[name] = [[file.name, file.stat().st_size] for file in files]
         else:
-            inputs[name] = str(value)
+            inputs[name] = base_name(value) if name == "base" else str(value)
     return inputs
+
+
+def base_name(base: str | Path) -> str:
+    """What to call a base afterwards: a folder by its last name, wherever it lay; a shipped or hub model as it is."""
+    return Path(base).resolve().name if Path(base).is_dir() else str(base)
 
 
 def identity(setting: Setting, config: Config, corpus: Corpus) -> dict[str, Any]:
@@ -95,12 +100,14 @@ def identity(setting: Setting, config: Config, corpus: Corpus) -> dict[str, Any]
 
 
 def run_facts(setting: Setting, stage: str, *, base: str | None, corpus: Corpus, **data: Any) -> dict[str, Any]:
-    """What the model card and later stages need to know of the run."""
-    last = {record["stage"]: record for record in setting.history}
-    results = {
-        name: {key: record[key] for key in ("perplexity", "accuracy", "valid_loss", "train_loss") if key in record}
-        for name, record in last.items()
-    }
+    """What the model card and later stages need to know of the run; the results are those of the epochs kept."""
+    kept: dict[str, dict[str, Any]] = {}
+    for record in setting.history:
+        name = record["stage"]
+        if name not in kept or "valid_loss" not in record or _worth(record) < _worth(kept[name]):
+            kept[name] = record
+    shown = ("epoch", "perplexity", "accuracy", "valid_loss", "train_loss")
+    results = {name: {key: record[key] for key in shown if key in record} for name, record in kept.items()}
     return {
         "stage": stage,
         "base": base,
@@ -110,3 +117,8 @@ def run_facts(setting: Setting, stage: str, *, base: str | None, corpus: Corpus,
         "hardware": hardware(setting.device),
         "history": list(setting.history),
     }
+
+
+def _worth(record: dict[str, Any]) -> tuple[float, float]:
+    """The smaller the better, as `run_stage` judged it."""
+    return record.get("error", 0.0), record["valid_loss"]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ulmfit.config import TokenizerConfig, TuneSettings
 from ulmfit.learning.setting import Setting
+from ulmfit.text.parts import renamed_when_whole
 from ulmfit.text.sources import read_records
 from ulmfit.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -21,9 +22,8 @@ def learn_tokenizer(setting: Setting, texts: Sequence[Path], config: TokenizerCo
         return Tokenizer.from_json(path.read_text(encoding="utf-8"))
     records = read_records(texts, text_column=text_column)
     tokenizer = train_tokenizer((record.text for record in records), config=config)
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(tokenizer.to_json(), encoding="utf-8")
-    temporary.rename(path)
+    with renamed_when_whole(path) as file:
+        file.write(tokenizer.to_json().encode())
     return tokenizer
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ulmfit.models import softmax_kernel
+from ulmfit.models.softmax_kernel import losses_and_gradient
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**33}
 
@@ -29,13 +29,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, rows, step := _rows_per_chunk(weight)):
             part = slice(start, start + step)
             logits = functional.linear(hidden[part], weight, bias)
-            total += softmax_kernel.losses_and_gradient_(logits, targets[part]).sum()
+            losses, gradient = losses_and_gradient(logits, targets[part])
+            total += losses.sum()
             if hidden_gradient is not None:
-                torch.mm(logits, weight, out=hidden_gradient[part])
+                torch.mm(gradient, weight, out=hidden_gradient[part])
             if weight_gradient is not None:
-                weight_gradient += logits.t() @ hidden[part]
+                weight_gradient += gradient.t() @ hidden[part]
             if bias_gradient is not None:
-                bias_gradient += logits.sum(0, dtype=torch.float32)
+                bias_gradient += gradient.sum(0)
         ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient, weight.dtype, bias.dtype)
         return total
 

@@ -14,6 +14,8 @@ class StageStarted:
     name: str
     steps: int
     done: int = 0
+    history: tuple[dict[str, Any], ...] = field(default=(), compare=False)
+    """records of the epochs that ended before the resume"""
 
 
 @dataclass(frozen=True, slots=True)

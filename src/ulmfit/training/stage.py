@@ -100,7 +100,7 @@ class _Run:
         with torch.random.fork_rng(devices=devices):
             carried, optimizer_state = self._resume() if resume else self._fresh()
             at = self.position
-            self.report(StageStarted(stage.name, sum(self.sizes), self._steps_done()))
+            self.report(StageStarted(stage.name, sum(self.sizes), self._steps_done(), tuple(at.history)))
             while at.phase < len(stage.phases) and not self._stopped():
                 phase = stage.phases[at.phase]
                 optimizer = build_optimizer(stage.groups, phase, stage.optimizer)

@@ -1,0 +1,41 @@
+"""Draw the curves of recorded runs: `python scripts/plot_results.py docs/results/NAME` writes curves.png beside them.
+
+Needs matplotlib (`pip install 'ulmfit[plots]'`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+STYLES = {"forward": "-", "backward": "--"}
+
+
+def main() -> None:
+    """One panel a stage: perplexity of a language model, held-out error of a classifier, over epochs."""
+    folder = Path(sys.argv[1])
+    runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    kinds = list(dict.fromkeys(record["stage"].split()[0] for run in runs.values() for record in run["epochs"]))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 3.6), squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        for name, run in runs.items():
+            records = [record for record in run["epochs"] if record["stage"].startswith(kind)]
+            error = "accuracy" in records[0]
+            values = [100 * (1 - record["accuracy"]) if error else record["perplexity"] for record in records]
+            epochs = range(1, len(values) + 1)
+            axis.plot(epochs, values, STYLES.get(name, "-"), color="black", marker="o", markersize=3, label=name)
+        axis.set_title(kind)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("held-out error, %" if error else "held-out perplexity")
+        axis.set_xticks(list(epochs))
+        axis.legend(frameon=False)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(folder / "curves.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
