@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / os.environ.get("ULMFIT_DATA", "../shared/data")
 OUT = ROOT / "src/ulmfit/demo_data"
-SIZES = {"train": 300, "unsup": 3000, "test": 1000}
+SIZES = {"train": 300, "unsup": 2000, "test": 1000}
 SEED = 20180715
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import random
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,12 +41,12 @@ class TinyLanguage:
     and models are made once, when first asked for; settings are dotted names, for `override` and for `--set`.
     """
 
-    NOUNS: ClassVar = "film story actor scene ending plot song voice camera script".split()
-    VERBS: ClassVar = "was felt seemed looked stayed".split()
-    NEUTRAL: ClassVar = "long short loud quiet new old french early".split()
+    NOUNS: ClassVar = ["film", "story", "actor", "scene", "ending", "plot", "song", "voice", "camera", "script"]
+    VERBS: ClassVar = ["was", "felt", "seemed", "looked", "stayed"]
+    NEUTRAL: ClassVar = ["long", "short", "loud", "quiet", "new", "old", "french", "early"]
     TELLING: ClassVar = {
-        "bad": "dull weak clumsy cold boring empty awful stale".split(),
-        "good": "lovely warm clever bright touching funny fine sweet".split(),
+        "bad": ["dull", "weak", "clumsy", "cold", "boring", "empty", "awful", "stale"],
+        "good": ["lovely", "warm", "clever", "bright", "touching", "funny", "fine", "sweet"],
     }
     DROPOUTS: ClassVar = {"input": 0.05, "embedding": 0.02, "weight": 0.1, "hidden": 0.05}
     LANGUAGE_MODEL: ClassVar = {
@@ -73,8 +76,8 @@ class TinyLanguage:
             "batch_size": 8,
             "valid_share": 0.2,
             "phases": [
-                {"groups": [-1], "rate": 0.02, "epochs": 1},
-                {"rate": 0.02, "epochs": 6, "discriminative": 1.3, "schedule": "one_cycle"},
+                {"groups": [-1], "rate": 0.05, "epochs": 1},
+                {"rate": 0.05, "epochs": 10, "discriminative": 1.3, "schedule": "one_cycle"},
             ],
         },
     }
@@ -162,6 +165,32 @@ class TinyLanguage:
         config = TrainConfig().override(self.settings("tune", "classify", run__direction="both"))
         train(self.labelled, unlabelled=[self.unlabelled], base=self.base, config=config, out=self.folder / "model")
         return self.folder / "model"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended and what it said."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ulmfit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Run the command line in this process: `ulmfit("predict", model, "-", stdin=b"...")`."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> Ran:
+        from ulmfit.cli import main
+
+        capsys.readouterr()
+        with monkeypatch.context() as changed, pytest.raises(SystemExit) as ended:
+            changed.setenv("COLUMNS", "200")
+            changed.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            main([str(argument) for argument in arguments])
+        return Ran(ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

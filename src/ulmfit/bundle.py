@@ -122,7 +122,7 @@ class Bundle(Generic[Model, ModelConfig]):
         try:
             tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
         except (TokenizerError, OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{folder}: the bundle is damaged or made by another version ({error})") from None
+            raise BundleError(f"{folder / TOKENIZER}: damaged or made by another version ({error})") from None
         if len(tokenizer) != config.vocab_size:
             raise BundleError(
                 f"{folder}: {TOKENIZER} has {len(tokenizer)} tokens, {CONFIG} asks for {config.vocab_size}"
@@ -132,8 +132,8 @@ class Bundle(Generic[Model, ModelConfig]):
             try:
                 with torch.device("meta"):
                     model = cls.model_type(config)
-            except (ConfigError, RuntimeError) as error:  # sizes beyond any memory overflow in torch
-                raise BundleError(f"{folder}: {str(error).splitlines()[0]}") from None
+            except ConfigError as error:
+                raise BundleError(f"{folder}: {error}") from None
             model.load_state_dict(read_shards(folder, names, expected=model.state_dict()), assign=True)
             # Assigned tensors are plain leaves: they learn like freshly made parameters.
             models[direction] = model.requires_grad_(True).eval()
@@ -204,7 +204,7 @@ def read_bundle_config(folder: Path) -> dict[str, Any]:
         config = kind.config_type.parse(values["model"])
         kind._own_arguments(values, config)
     except ConfigError as error:
-        raise BundleError(f"{folder}: the bundle is damaged or made by another version ({error})") from None
+        raise BundleError(f"{path}: damaged or made by another version ({error})") from None
     return {**values, "model": config.model_dump(mode="json")}
 
 

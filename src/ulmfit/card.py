@@ -39,7 +39,9 @@ def model_card(values: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _bullets(values: Mapping[str, Any]) -> list[str]:
+def _bullets(values: Any) -> list[str]:
+    if not isinstance(values, Mapping):
+        return [f"- {_shown(values)}"]
     return [f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in values.items()]
 
 

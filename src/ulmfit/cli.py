@@ -179,6 +179,7 @@ def train(
     from ulmfit.pipeline import train as run
     from ulmfit.predict import Predictor, evaluate
     from ulmfit.presets import classify_preset, tune_preset
+    from ulmfit.run_folder import RunFolder
 
     counts = check_labels(labelled, text_column=text_column, label_column=label_column)
     if test is not None:
@@ -204,7 +205,7 @@ def train(
     _summary("Trained", bundle, display.seconds)
     if test is not None:
         measures = evaluate(Predictor(bundle, device=device), test, text_column=text_column, label_column=label_column)
-        (out / "test.json").write_text(json.dumps(measures, indent=1) + "\n", encoding="utf-8")
+        RunFolder(out).write_json("test.json", measures)
         _print_measures(test.name, measures)
     _next(f"ulmfit predict {out} TEXT --out predictions.csv")
 

@@ -110,16 +110,16 @@ class EncoderConfig(Config):
     """The AWD-LSTM: sizes as in the paper but 1152 for 1150, the same to the model and far faster on a GPU."""
 
     architecture: str = Field("awd_lstm", description="name in the encoder registry")
-    embedding_size: int = Field(400, ge=1)
-    hidden_size: int = Field(1152, ge=1)
-    layers: int = Field(3, ge=1)
+    embedding_size: int = Field(400, ge=1, le=2**16)
+    hidden_size: int = Field(1152, ge=1, le=2**16)
+    layers: int = Field(3, ge=1, le=64)
     dropouts: EncoderDropouts = EncoderDropouts()
 
 
 class LanguageModelConfig(Config):
     """An encoder and the decoder tied to its embedding."""
 
-    vocab_size: int = Field(60_000, ge=2)
+    vocab_size: int = Field(60_000, ge=2, le=2**20)
     encoder: EncoderConfig = EncoderConfig()
     output_dropout: float = Field(0.1, ge=0, lt=1, description="locked dropout before the decoder")
 
@@ -127,8 +127,8 @@ class LanguageModelConfig(Config):
 class HeadConfig(Config):
     """The classifier's two BatchNorm-dropout-linear blocks."""
 
-    classes: int = Field(2, ge=2)
-    hidden_size: int = Field(50, ge=1)
+    classes: int = Field(2, ge=2, le=2**20)
+    hidden_size: int = Field(50, ge=1, le=2**16)
     input_dropout: float = Field(0.4, ge=0, lt=1, description="before the first linear layer")
     hidden_dropout: float = Field(0.1, ge=0, lt=1, description="before the second linear layer")
 
@@ -136,11 +136,11 @@ class HeadConfig(Config):
 class ClassifierConfig(Config):
     """An encoder, concat pooling and a head; documents are read in windows that carry state (BPT3C)."""
 
-    vocab_size: int = Field(60_000, ge=2)
+    vocab_size: int = Field(60_000, ge=2, le=2**20)
     encoder: EncoderConfig = EncoderConfig()
     head: HeadConfig = HeadConfig()
-    window: int = Field(70, ge=1, description="tokens per window")
-    horizon: int = Field(1400, ge=1, description="last tokens of a document through which gradients flow")
+    window: int = Field(70, ge=1, le=2**20, description="tokens per window")
+    horizon: int = Field(1400, ge=1, le=2**40, description="last tokens of a document through which gradients flow")
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -250,11 +250,11 @@ class ClassifySettings(Config):
     """Stage 3: a classifier on the tuned encoder. The drop rates' defaults are those of the authors' scripts."""
 
     dropouts: EncoderDropouts = EncoderDropouts(input=0.4, embedding=0.05, weight=0.5, hidden=0.3)
-    head_hidden_size: int = Field(50, ge=1)
+    head_hidden_size: int = Field(50, ge=1, le=2**16)
     head_dropouts: tuple[float, float] = Field((0.4, 0.1), description="before the head's first and second layer")
     dropout_multiplier: float = Field(1.0, ge=0, description="on all of the above")
-    window: int = Field(70, ge=1, description="tokens per window")
-    horizon: int = Field(1400, ge=1, description="last tokens of a document through which gradients flow")
+    window: int = Field(70, ge=1, le=2**20, description="tokens per window")
+    horizon: int = Field(1400, ge=1, le=2**40, description="last tokens of a document through which gradients flow")
     batch_size: int = Field(64, ge=2, description="documents")
     optimizer: OptimizerConfig = OptimizerConfig()
     phases: PlanOrPhases = Field(

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,6 +29,7 @@ class ProgressDisplay:
             TextColumn("{task.fields[metric]}"),
             console=self.console,
             transient=True,
+            disable=not self.console.is_terminal,
         )
         self._task: TaskID | None = None
         self.seconds: dict[str, float] = {}
@@ -50,12 +52,12 @@ class ProgressDisplay:
             case Stepped(_, step, loss, rate) if self._task is not None:
                 self._bars.update(self._task, completed=step, rate=f"{rate:,.0f} tokens/s", metric=f"loss {loss:.3f}")
             case EpochEnded(name, record):
-                self.console.print(f"{name}: {epoch_line(record)}", highlight=False)
+                self.console.print(f"{name}: {epoch_line(record)}", highlight=False, markup=False, soft_wrap=True)
             case StageEnded(name, seconds):
                 self._close()
                 self.seconds[name] = self.seconds.get(name, 0.0) + seconds
             case Note(text):
-                self.console.print(text, highlight=False, style="dim")
+                self.console.print(text, highlight=False, markup=False, soft_wrap=True, style="dim")
             case _:
                 pass
 
@@ -76,10 +78,10 @@ def epoch_line(record: Mapping[str, Any]) -> str:
 
 
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A small table, words left and all else right."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    """A small table, words left and all else right; classes and files may be called `[/b]` or whatever they like."""
+    made = Table(title=escape(title), title_justify="left", title_style="bold")
     for index, heading in enumerate(headings):
-        made.add_column(heading, justify="left" if index == 0 else "right")
+        made.add_column(escape(heading), justify="left" if index == 0 else "right")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(escape, row))
     return made

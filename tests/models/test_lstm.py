@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit.models.lstm import LstmWeights, lstm
+from ulmfit.models.lstm import LstmWeights, lstm, lstm_by_products
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 
@@ -97,3 +97,44 @@ def test_no_gradient_is_kept_where_none_is_wanted(layer):
     with torch.no_grad():
         outputs, state = lstm(torch.randn(TIME, BATCH, INPUTS), None, weights_of(layer))
     assert not any(tensor.requires_grad for tensor in (outputs, *state))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_the_layer_by_products_equals_nn_lstm_forward_and_back(dtype, tolerance):
+    torch.manual_seed(0)
+    reference = nn.LSTM(13, 24).to(torch.float64)
+    layer = nn.LSTM(13, 24).to(torch.float64)
+    layer.load_state_dict(reference.state_dict())
+    layer = layer.to(dtype)
+    given = [torch.randn(9, 5, 13), torch.randn(1, 5, 24), torch.randn(1, 5, 24)]
+    probe = [torch.randn(9, 5, 24), torch.randn(1, 5, 24), torch.randn(1, 5, 24)]
+
+    def run(function, module, kind):
+        inputs, hidden, cell = (tensor.to(kind, copy=True).requires_grad_() for tensor in given)
+        outputs, (after, cell_after) = function(inputs, (hidden, cell))
+        sum(
+            (tensor * weight.to(kind)).sum() for tensor, weight in zip((outputs, after, cell_after), probe, strict=True)
+        ).backward()
+        gradients = [tensor.grad for tensor in (inputs, hidden, cell, *module.parameters())]
+        return [outputs.detach(), after.detach(), cell_after.detach(), *gradients]
+
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    weights = LstmWeights(*(getattr(layer, name) for name in names))
+    found = run(lambda inputs, state: lstm_by_products(inputs, state, weights), layer, dtype)
+    expected = run(reference, reference, torch.float64)
+    for mine, wanted in zip(found, expected, strict=True):
+        error = (mine.double() - wanted).norm() / wanted.norm()
+        # Cells are float32 whatever the dtype.
+        assert error < max(tolerance, 1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["inputs", "weights"])
+def test_the_layer_by_products_gives_no_gradient_to_what_is_frozen(frozen):
+    torch.manual_seed(0)
+    inputs = torch.randn(4, 2, 3, requires_grad=frozen != "inputs")
+    tensors = [torch.randn(shape, requires_grad=frozen != "weights") for shape in ((20, 3), (20, 5), (20,), (20,))]
+    state = (torch.zeros(1, 2, 5), torch.zeros(1, 2, 5))
+    outputs, _ = lstm_by_products(inputs, state, LstmWeights(*tensors))
+    outputs.sum().backward()
+    assert (inputs.grad is None) == (frozen == "inputs")
+    assert all((tensor.grad is None) == (frozen == "weights") for tensor in tensors)

@@ -173,7 +173,8 @@ def test_the_cuda_kernel_equals_autograd(classes, dtype, rtol, atol):
 
 
 @NEEDS_CUDA
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+# Logits near 30 are off by up to .06 in bfloat16, and so are the probabilities' logarithms.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 6e-2)])
 def test_the_cuda_path_equals_the_plain_loss(monkeypatch, dtype, tolerance):
     monkeypatch.setattr(softmax_loss, "CHUNK_BYTES", {"cuda": 13 * 9001 * 2})
     tensors, targets = problem(50, 64, 9001, dtype=dtype, device="cuda")

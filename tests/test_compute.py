@@ -1,0 +1,72 @@
+"""The device and the numbers are those that PyTorch itself says are there."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from ulmfit.compute import choose_device, choose_dtype, hardware
+from ulmfit.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["tpu", "gpu", "", "CPU", "cpu:0", "meta", "mps", "cuda:", "cuda:x", "cuda:-1", "cuda:01"]
+)
+def test_an_unknown_device_is_an_error_that_lists_the_known(name):
+    with pytest.raises(ConfigError, match=r"expected auto, cpu, cuda or cuda:N") as caught:
+        choose_device(name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("index", [0, 1, 300, 10**12])
+def test_a_device_that_is_not_there_is_an_error_that_counts_those_that_are(index):
+    name = f"cuda:{torch.cuda.device_count() + index}"
+    with pytest.raises(ConfigError, match=f"'{name}' is not there; CUDA devices found: {torch.cuda.device_count()}"):
+        choose_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_without_a_gpu_is_an_error():
+    with pytest.raises(ConfigError, match="CUDA devices found: 0"):
+        choose_device("cuda")
+
+
+def test_auto_is_the_gpu_where_there_is_one():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("device", [CPU, torch.device("cuda")], ids=str)
+def test_a_forced_precision_is_taken_on_any_device(device):
+    assert choose_dtype("float32", device) == torch.float32
+    assert choose_dtype("bfloat16", device) == torch.bfloat16
+
+
+def cpu_flags():
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+        return next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processor's flags are read from /proc")
+def test_auto_on_a_cpu_is_bfloat16_where_the_processor_multiplies_it():
+    native = bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_auto_on_a_gpu_is_bfloat16_from_ampere_on():
+    device = torch.device("cuda")
+    native = torch.cuda.get_device_capability(device) >= (8, 0)
+    assert choose_dtype("auto", device) == (torch.bfloat16 if native else torch.float32)
+
+
+def test_the_hardware_is_told_in_plain_json():
+    told = hardware(CPU)
+    assert told["threads"] == torch.get_num_threads()
+    assert told["torch"] == torch.__version__
+    assert told["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert told["device"] and "\n" not in told["device"]
+    assert json.loads(json.dumps(told)) == told
