@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / os.environ.get("ULMFIT_DATA", "../shared/data")
 OUT = ROOT / "src/ulmfit/demo_data"
-SIZES = {"train": 300, "unsup": 2000, "test": 1000}
+SIZES = {"train": 300, "unsup": 2500, "test": 1000}
+MOST_WORDS = 130
+"""reviews longer than this are left out, so that the demo takes minutes: 28 % of all are as short"""
 SEED = 20180715
 
 
@@ -34,7 +36,7 @@ def main() -> None:
         for name in classes:
             wanted = SIZES[part] // len(classes)
             for index in generator.permutation([i for i, label in enumerate(labels) if label == name]):
-                if wanted and texts[index] not in seen:
+                if wanted and texts[index] not in seen and len(texts[index].split()) <= MOST_WORDS:
                     seen.add(texts[index])
                     chosen.append(int(index))
                     wanted -= 1

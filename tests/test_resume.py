@@ -291,7 +291,8 @@ def test_two_runs_cannot_write_into_one_folder(tiny, struck):
 
 def test_an_error_after_a_checkpoint_keeps_what_was_learnt(tiny, tmp_path):
     """A disk that fills up in the second epoch must not cost the first, in a folder made for this run."""
-    config = TrainConfig().override(tiny.settings("tune", "classify", **EVERY_STEP))
+    short = {"classify__phases": [{"rate": 0.05, "epochs": 2}]}
+    config = TrainConfig().override(tiny.settings("tune", "classify", **EVERY_STEP, **short))
     out = tmp_path / "model"
 
     def fail(event):

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, Tag, ValidationError
 
 from ulmfit.errors import ConfigError
 
@@ -263,7 +263,7 @@ class ClassifySettings(Config):
     valid_share: float = Field(0.1, ge=0, lt=1, description="share of the labelled documents held out")
     patience: int | None = Field(None, ge=1, description="stop after this many epochs without a better error")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = Field(
         "none", description="weight of each class in the loss; balanced: inverse to its count"
     )
     language_model_weight: float = Field(0.0, ge=0, description="multi-task: weight of the language model's loss")

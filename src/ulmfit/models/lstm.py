@@ -95,7 +95,7 @@ class _LstmByProducts(torch.autograd.Function):
         return hiddens[1:].clone(), hiddens[-1].clone(), cells[-1].to(inputs.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         outputs_gradient, hidden_gradient, cell_gradient = gradients
         inputs, input_weight, hidden_weight, gates, hiddens, cells, squashed = ctx.saved_tensors

@@ -20,7 +20,7 @@ from ulmfit.training.checkpoint import Checkpoints
 from ulmfit.training.events import EpochEnded, Note, Progress, Report, StageStarted, silent
 from ulmfit.training.loop import LossFunction, State, Step, fit
 from ulmfit.training.optimizer import Groups, build_optimizer, load_optimizer_tensors, optimizer_tensors
-from ulmfit.training.schedules import schedule_of
+from ulmfit.training.schedules import groups_of, schedule_of
 
 PROGRESS_SECONDS = 0.5
 _REMEDY = "try a lower rate, a smaller gradient clip or --set precision=float32"
@@ -91,6 +91,8 @@ class _Run:
         self.latest, self.best = Checkpoints(folder / "latest"), Checkpoints(folder / "best")
         self.checkpoint_seconds = checkpoint_seconds
         self.position = _Position()
+        for phase in stage.phases:  # a group that is not there is refused now, not hours later
+            groups_of(phase, count=len(stage.groups))
         self.clock = time.monotonic()
         self.sizes = [stage.steps(epoch) for epoch in range(sum(phase.epochs for phase in stage.phases))]
 
