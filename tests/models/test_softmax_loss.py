@@ -112,6 +112,18 @@ def test_half_precision_stays_near_single():
         torch.testing.assert_close(gradient.float(), wanted, rtol=0.05, atol=0.03 * wanted.abs().max().item())
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_master_weights_get_gradients_in_their_own_precision():
+    tensors, targets = problem()
+    rounded = [tensor.bfloat16() for tensor in tensors]
+    mixed = [rounded[0], *(tensor.float() for tensor in rounded[1:])]
+    loss, gradients = loss_and_gradients(linear_cross_entropy, mixed, targets)
+    reference, expected = loss_and_gradients(linear_cross_entropy, rounded, targets)
+    assert torch.equal(loss, reference)
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16, torch.float32, torch.float32]
+    torch.testing.assert_close(tuple(gradient.bfloat16() for gradient in gradients), tuple(expected))
+
+
 def test_huge_logits_stay_finite():
     tensors, targets = problem()
     tensors[0] *= 1e4

@@ -56,8 +56,9 @@ class LanguageModel(nn.Module):
         """
         raw, after = self.encoder(tokens, state, self.encoder.prepare(dtype))
         outputs = locked_dropout(raw, self.config.output_dropout, training=self.training)
-        weight, bias = self.decoder_weight.to(dtype), self.decoder_bias.to(dtype)
-        cross_entropy = linear_cross_entropy(outputs.flatten(0, 1), weight, bias, targets.flatten())
+        cross_entropy = linear_cross_entropy(
+            outputs.flatten(0, 1), self.decoder_weight, self.decoder_bias, targets.flatten()
+        )
         total = cross_entropy / targets.numel()
         if activation_regularisation:
             total = total + activation_regularisation * outputs.float().pow(2).mean()

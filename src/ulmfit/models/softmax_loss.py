@@ -20,19 +20,23 @@ CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**33}
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        rows = len(hidden)
+        rows, classes = len(hidden), len(weight)
+        table, offsets = weight.to(hidden.dtype), bias.to(hidden.dtype)
         with_hidden, with_weight, with_bias, _ = ctx.needs_input_grad
         hidden_gradient = torch.empty_like(hidden) if with_hidden else None
         weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_weight else None
         bias_gradient = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device) if with_bias else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, rows, step := _rows_per_chunk(weight)):
+        step = _rows_per_chunk(table)
+        # One buffer for all chunks: on a CPU, fresh memory of this size costs as much as the softmax itself.
+        buffer = hidden.new_empty(min(step, rows), classes)
+        for start in range(0, rows, step):
             part = slice(start, start + step)
-            logits = functional.linear(hidden[part], weight, bias)
+            logits = torch.addmm(offsets, hidden[part], table.t(), out=buffer[: min(step, rows - start)])
             losses, gradient = losses_and_gradient(logits, targets[part])
             total += losses.sum()
             if hidden_gradient is not None:
-                torch.mm(gradient, weight, out=hidden_gradient[part])
+                torch.mm(gradient, table, out=hidden_gradient[part])
             if weight_gradient is not None:
                 weight_gradient += gradient.t() @ hidden[part]
             if bias_gradient is not None:
@@ -56,16 +60,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """Summed cross entropy of softmax(hidden @ weight.T + bias) against targets; a float32 scalar.
 
-    Shapes: hidden (rows, size), weight (classes, size), bias (classes,), targets (rows,) of int64; the three tensors
-    share a dtype. A target of -100 is left out of the sum.
+    Shapes: hidden (rows, size), weight (classes, size), bias (classes,), targets (rows,) of int64. What is multiplied
+    has the dtype of `hidden`; the gradients of weight and bias are summed in float32 and have their own dtypes, so
+    master weights are best handed in as they are. A target of -100 is left out of the sum.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
         return loss
+    table, offsets = weight.to(hidden.dtype), bias.to(hidden.dtype)
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-    for start in range(0, hidden.shape[0], step := _rows_per_chunk(weight)):
+    for start in range(0, hidden.shape[0], step := _rows_per_chunk(table)):
         part = slice(start, start + step)
-        logits = functional.linear(hidden[part], weight, bias).float()
+        logits = functional.linear(hidden[part], table, offsets).float()
         total += functional.cross_entropy(logits, targets[part], reduction="sum", ignore_index=-100)
     return total
 
