@@ -93,7 +93,7 @@ class _Run:
         self.position = _Position()
         for phase in stage.phases:  # a group that is not there is refused now, not hours later
             groups_of(phase, count=len(stage.groups))
-        self.clock = time.monotonic()
+        self.clock = self.saved = time.monotonic()
         self.sizes = [stage.steps(epoch) for epoch in range(sum(phase.epochs for phase in stage.phases))]
 
     def run(self, *, resume: bool) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ class _Run:
             gradient_clip=stage.optimizer.gradient_clip,
         )
         unread: list[Step] = []
-        saved = shown = self.clock = time.monotonic()
+        shown = self.clock = time.monotonic()
         tokens = 0
         for step in steps:
             at.step += 1
@@ -153,11 +153,10 @@ class _Run:
                 mean = self._collect(unread, phase)
                 self.report(Progress(stage.name, self._steps_done(), mean, tokens / (now - self.clock)))
                 shown = now
-            if now - saved >= self.checkpoint_seconds:
+            if self._checkpoint_is_due():
                 self._collect(unread, phase)
                 self._check_weights()
                 self._save(optimizer, step.state)
-                saved = time.monotonic()
         self._collect(unread, phase)
         self._check_weights()
         self._end_epoch(phase, optimizer, tokens)
@@ -209,8 +208,14 @@ class _Run:
             if better:
                 at.best = values
                 self.best.save(_prefixed("model", stage.model.state_dict()), {"history": len(at.history)})
-        self._save(optimizer, None)
+        # Short epochs would be spent on writing half a gigabyte each; what the last one made is always kept.
+        last = self._epoch_number(at.phase) + at.epoch == len(self.sizes) or self._stopped()
+        if last or self._checkpoint_is_due():
+            self._save(optimizer, None)
         self.report(EpochEnded(stage.name, record))
+
+    def _checkpoint_is_due(self) -> bool:
+        return time.monotonic() - self.saved >= self.checkpoint_seconds
 
     def _evaluate(self) -> dict[str, float]:
         if self.stage.evaluate is None:
@@ -226,6 +231,7 @@ class _Run:
             tensors |= _prefixed("optimizer", optimizer_tensors(optimizer))
         tensors |= _prefixed("state", {str(index): tensor for index, tensor in enumerate(state or ())})
         self.latest.save(tensors, {"position": asdict(self.position), "identity": dict(self.stage.identity)})
+        self.saved = time.monotonic()
 
     def _fresh(self) -> tuple[State, dict[str, torch.Tensor]]:
         self.latest.clear()
