@@ -46,6 +46,8 @@ class Stage:
     """measures to make small, each a tie-breaker for the one before it"""
     patience: int | None = None
     seed: int = 0
+    stacked: Mapping[str, int] = field(default_factory=dict)
+    """of how many maps the matrices of a layer group are the stack; Muon alone asks"""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """settings and data that a checkpoint must share to be resumed, by name"""
 
@@ -105,7 +107,7 @@ class _Run:
             self.report(StageStarted(stage.name, sum(self.sizes), self._steps_done(), tuple(at.history)))
             while at.phase < len(stage.phases) and not self._stopped():
                 phase = stage.phases[at.phase]
-                optimizer = build_optimizer(stage.groups, phase, stage.optimizer)
+                optimizer = build_optimizer(stage.groups, phase, stage.optimizer, stacked=stage.stacked)
                 if optimizer_state:
                     load_optimizer_tensors(optimizer, optimizer_state)
                 while at.epoch < phase.epochs and not self._stopped():
