@@ -1,0 +1,87 @@
+"""`python -m benchmarks cpu|gpu`: measure, write the results, draw the tables."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Sides, measure
+from benchmarks.results import entry, merged, read, table, write
+from benchmarks.sides import PROJECT, environments
+from benchmarks.works import gpu_works
+
+RESULTS = PROJECT / "docs" / "results" / "benchmarks"
+
+
+def main() -> None:
+    """Parse, measure each work in turn, and keep each result as soon as it is there."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("where", choices=("cpu", "gpu"))
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="works whose names begin so")
+    parser.add_argument("--rounds", type=int, help="turns of each side in a work; by default each work's own number")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no further work after so long")
+    parser.add_argument("--peer-path", type=Path, help="a folder of installed packages, in place of an environment")
+    parser.add_argument("--device", help="cpu to try the GPU's works without one")
+    parser.add_argument("--tiny", action="store_true", help="try everything at sizes that measure nothing")
+    parser.add_argument("--out", type=Path, help="the file of results")
+    parser.add_argument("--list", action="store_true", help="name the works and stop")
+    given = parser.parse_args()
+
+    began = time.monotonic()
+    works = gpu_works(device=given.device or "cuda", tiny=given.tiny)
+    works = [work for work in works if not given.only or work.name.startswith(tuple(given.only))]
+    if given.list:
+        print("\n".join(f"{work.name}: {work.title}" for work in works))
+        return
+    if not works:
+        sys.exit(f"no work begins with {' or '.join(given.only)}")
+    out = given.out or (PROJECT / "build" / "bench" / "tiny.json" if given.tiny else RESULTS / f"{given.where}.json")
+    names = sorted({task.side for work in works for task in work.tasks})
+    sides = Sides(environments(names, peer_path=given.peer_path))
+    entries = read(out)
+    run = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "hardware": hardware(),
+    }
+    try:
+        for work in works:
+            if time.monotonic() - began > 60 * given.minutes:
+                print(f"no time left for {work.name}", flush=True)
+                continue
+            outcomes = measure(work, sides, rounds=given.rounds or work.rounds)
+            entries = merged(entries, entry(work, outcomes, run=run))
+            write(out, entries)
+            print(table(entries[-1:]).splitlines()[-1], flush=True)
+    finally:
+        sides.close()
+    print(table(entries))
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, by name."""
+    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory[0] / 2**20) if memory else None,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What every side's program shares: a line of JSON in, a line of JSON out, and a gate that counts units of work.
+
+This runs in the peers' interpreters too, so it needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+
+Item = TypeVar("Item")
+Work = Callable[["Gate", dict[str, Any]], None]
+"""Does its work for ever, passing the gate before each unit of it."""
+
+
+class Released(BaseException):
+    """The driver is done with this work; like an interrupt, it passes through a peer's handling of errors."""
+
+
+class Gate:
+    """Where a side's loop asks for leave before each unit of work, and waits while the other side has its turn.
+
+    The first `warmup` units are free; then it says that it is ready. From there on each request is for a number of
+    units, and its answer holds the seconds from the first unit's start to the last one's end.
+    """
+
+    def __init__(self, requests: Iterator[dict[str, Any]], answer: Callable[[dict[str, Any]], None], warmup: int):
+        self._requests, self._answer = requests, answer
+        self._left = warmup
+        self._started: float | None = None
+        self.facts: dict[str, Any] = {}
+        """what the answer to the warm-up tells of the work: sizes, dtype, a check value"""
+
+    def step(self) -> None:
+        """Pass before a unit of work. Raises Released when there is no more to do."""
+        if self._left == 0:
+            _synchronize()
+            now = time.perf_counter()
+            if self._started is None:
+                self._answer({"ready": True, "facts": self.facts, **memory()})
+            else:
+                self._answer({"seconds": now - self._started, **memory()})
+            request = next(self._requests, {"do": "release"})
+            if request["do"] == "release":
+                raise Released
+            self._left = request["repeat"]
+            self._started = time.perf_counter()
+        self._left -= 1
+
+    def each(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same batches, each a unit of work."""
+        iterator = iter(batches)
+        try:
+            for batch in iterator:
+                self.step()
+                yield batch
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+
+    def forever(self, action: Callable[[], object]) -> NoReturn:
+        """Call it as one unit of work, again and again."""
+        while True:
+            self.step()
+            action()
+
+
+def memory() -> dict[str, Any]:
+    """Peaks so far, in MiB: resident memory of this process, and memory taken on the GPU by this work."""
+    peaks = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        peaks["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return peaks
+
+
+def serve(works: Mapping[str, Work], versions: Callable[[], dict[str, str]]) -> None:
+    """Do what the lines on stdin ask for until they end; what else is printed goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(values: dict[str, Any]) -> None:
+        answers.write(json.dumps(values) + "\n")
+        answers.flush()
+
+    requests = (json.loads(line) for line in sys.stdin)
+    for request in requests:
+        if request["do"] == "versions":
+            answer(versions())
+        elif request["do"] == "prepare":
+            try:
+                gate = Gate(requests, answer, request["warmup"])
+                works[request["work"]](gate, request["settings"])
+            except Released:
+                pass
+            except Exception as error:
+                traceback.print_exc()
+                answer({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]})
+            _clear()
+            answer({"released": True})
+
+
+def _synchronize() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _clear() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
