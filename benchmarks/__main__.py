@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.data import prepare
 from benchmarks.measure import Sides, measure
-from benchmarks.results import entry, merged, read, table, write
-from benchmarks.sides import PROJECT, environments
-from benchmarks.works import gpu_works
+from benchmarks.results import entry, merged, put_between, read, tables, write
+from benchmarks.sides import BUILD, PROJECT, environments
+from benchmarks.works import cpu_model, cpu_works, gpu_works
 
+DOCUMENT = PROJECT / "docs" / "benchmarks.md"
 RESULTS = PROJECT / "docs" / "results" / "benchmarks"
 
 
@@ -35,21 +37,28 @@ def main() -> None:
     given = parser.parse_args()
 
     began = time.monotonic()
-    works = gpu_works(device=given.device or "cuda", tiny=given.tiny)
+    texts = "made up"
+    if given.where == "gpu":
+        works = gpu_works(device=given.device or "cuda", tiny=given.tiny)
+    else:
+        model = cpu_model(tiny=given.tiny)
+        folder, texts = (Path(), "") if given.list else prepare(model=model, tiny=given.tiny)
+        works = cpu_works(str(folder), tiny=given.tiny)
     works = [work for work in works if not given.only or work.name.startswith(tuple(given.only))]
     if given.list:
         print("\n".join(f"{work.name}: {work.title}" for work in works))
         return
     if not works:
         sys.exit(f"no work begins with {' or '.join(given.only)}")
-    out = given.out or (PROJECT / "build" / "bench" / "tiny.json" if given.tiny else RESULTS / f"{given.where}.json")
-    names = sorted({task.side for work in works for task in work.tasks})
-    sides = Sides(environments(names, peer_path=given.peer_path))
+    small = BUILD / f"tiny-{given.where}.json"
+    out = given.out or (small if given.tiny else RESULTS / f"{given.where}.json")
+    sides = Sides(environments({task.side for work in works for task in work.tasks}, peer_path=given.peer_path))
     entries = read(out)
     run = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "hardware": hardware(),
+        "texts": texts,
     }
     try:
         for work in works:
@@ -59,10 +68,14 @@ def main() -> None:
             outcomes = measure(work, sides, rounds=given.rounds or work.rounds)
             entries = merged(entries, entry(work, outcomes, run=run))
             write(out, entries)
-            print(table(entries[-1:]).splitlines()[-1], flush=True)
+            if given.where == "cpu":
+                sides.close()  # each work's memory is that of a process of its own
     finally:
         sides.close()
-    print(table(entries))
+    print(tables(entries))
+    if out.parent == RESULTS:
+        page = DOCUMENT.read_text(encoding="utf-8")
+        DOCUMENT.write_text(put_between(page, f"{given.where} table", tables(entries)), encoding="utf-8")
 
 
 def hardware() -> dict[str, Any]:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import platform
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.training import GradientClip
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import ColReader, RandomSplitter
 from fastai.losses import CrossEntropyLossFlat
+from fastai.text.core import WordTokenizer, tokenize_texts
+from fastai.text.data import TextBlock
 from fastai.text.learner import LMLearner, TextLearner
 from fastai.text.models.awdlstm import (
     AWD_LSTM,
@@ -27,7 +37,7 @@ from fastai.text.models.core import get_language_model, get_text_classifier
 from torch import Tensor
 
 from benchmarks.gate import Gate
-from benchmarks.texts import draw_ids, mixed_documents, units_of
+from benchmarks.texts import draw_ids, mixed_documents, read_texts, units_of
 
 PADDING = 1
 CLIP = 0.25
@@ -171,6 +181,67 @@ def predict_ids(gate: Gate, settings: dict[str, Any]) -> None:
     gate.forever(predict)
 
 
+def _learner(settings: dict[str, Any]) -> Any:
+    """A classifier as fastai's users have it, with spaCy's tokenizer in its data."""
+    vocabulary = json.loads(Path(settings["folder"], "tokenizer.json").read_text(encoding="utf-8"))["tokens"]
+    known = read_texts(settings["folder"], "labelled")
+    rows = pandas.DataFrame({"text": known["texts"], "label": known["labels"]})
+    # A few of each label, which is all that it takes to make the DataLoaders.
+    few = rows.groupby("label").head(16)
+    block = DataBlock(
+        blocks=(TextBlock.from_df("text", vocab=vocabulary, seq_len=settings["window"]), CategoryBlock),
+        get_x=ColReader("text"),
+        get_y=ColReader("label"),
+        splitter=RandomSplitter(seed=0),
+    )
+    loaders = block.dataloaders(few, bs=settings["batch"], num_workers=0)
+    sizes = {**settings, "vocab": len(vocabulary)}
+    return TextLearner(loaders, _classifier(sizes), alpha=0.0, beta=0.0, loss_func=CrossEntropyLossFlat())
+
+
+def predict(gate: Gate, settings: dict[str, Any]) -> None:
+    """One unit: Learner.predict of one text, get_preds of many."""
+    learner = _learner(settings)
+    known = read_texts(settings["folder"], settings["texts"])
+    texts = known["texts"]
+    gate.facts["units"] = known[settings["unit"]] if settings["unit"] == "tokens" else len(texts)
+
+    def action() -> None:
+        with learner.no_bar(), learner.no_logging():
+            if len(texts) == 1:
+                learner.predict(texts[0])
+            else:
+                loader = learner.dls.test_dl(texts, bs=settings["batch"], num_workers=0)
+                learner.get_preds(dl=loader)
+
+    gate.forever(action)
+
+
+def tokenise(gate: Gate, settings: dict[str, Any]) -> None:
+    """One unit: the tokens, not yet ids, of all texts by the default tokenizer and rules."""
+    known = read_texts(settings["folder"], settings["texts"])
+    gate.facts["units"] = sum(map(len, known["texts"]))
+    gate.forever(lambda: tokenize_texts(known["texts"], n_workers=0, tok=WordTokenizer()))
+
+
+def start_predict(gate: Gate, settings: dict[str, Any]) -> None:
+    """One unit: a new interpreter imports fastai, loads an exported Learner and predicts one text."""
+    gate.facts["units"] = 1
+    gate.children = True
+    learner = _learner(settings)
+    (text,) = read_texts(settings["folder"], settings["texts"])["texts"]
+    with tempfile.TemporaryDirectory() as folder:
+        learner.path = Path(folder)
+        learner.export("learner.pkl")
+        program = (
+            "import sys; from fastai.text.learner import *; from fastai.learner import load_learner; "
+            "learner = load_learner(sys.argv[1])\n"
+            "with learner.no_bar(): print(learner.predict(sys.argv[2]))"
+        )
+        command = [sys.executable, "-c", program, str(Path(folder) / "learner.pkl"), text]
+        gate.forever(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
+
+
 def versions() -> dict[str, str]:
     """What ran."""
     return {"python": platform.python_version(), "torch": torch.__version__, "fastai": version("fastai")}
@@ -180,4 +251,7 @@ WORKS = {
     "language_model_step": language_model_step,
     "classifier_step": classifier_step,
     "predict_ids": predict_ids,
+    "predict": predict,
+    "tokenise": tokenise,
+    "start_predict": start_predict,
 }

@@ -36,7 +36,9 @@ class Gate:
         self._left = warmup
         self._started: float | None = None
         self.facts: dict[str, Any] = {}
-        """what the answer to the warm-up tells of the work: sizes, dtype, a check value"""
+        """what the answer to the warm-up tells of the work: sizes, dtype, units of work"""
+        self.children = False
+        """whether memory is that of the programs it starts"""
 
     def step(self) -> None:
         """Pass before a unit of work. Raises Released when there is no more to do."""
@@ -44,9 +46,9 @@ class Gate:
             _synchronize()
             now = time.perf_counter()
             if self._started is None:
-                self._answer({"ready": True, "facts": self.facts, **memory()})
+                self._answer({"ready": True, "facts": self.facts, **memory(children=self.children)})
             else:
-                self._answer({"seconds": now - self._started, **memory()})
+                self._answer({"seconds": now - self._started, **memory(children=self.children)})
             request = next(self._requests, {"do": "release"})
             if request["do"] == "release":
                 raise Released
@@ -73,12 +75,13 @@ class Gate:
             action()
 
 
-def memory() -> dict[str, Any]:
-    """Peaks so far, in MiB: resident memory of this process, and memory taken on the GPU by this work."""
-    peaks = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+def memory(*, children: bool) -> dict[str, Any]:
+    """Peaks so far, in MiB: memory resident in this process or the largest child, and taken on the GPU by this work."""
+    whose = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    peaks = {"peak_mib": round(resource.getrusage(whose).ru_maxrss / 1024, 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        peaks["gpu_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        peaks["gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peaks
 
 

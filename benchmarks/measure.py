@@ -24,8 +24,9 @@ class Outcome:
     """of each timed run of `repeat` repeats"""
     versions: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    peak_mib: float | None = None
-    gpu_mib: float | None = None
+    peak_mib: list[float] = field(default_factory=list)
+    """of the process's memory until the end of each run"""
+    gpu_mib: list[float] = field(default_factory=list)
     sweep: dict[str, Any] = field(default_factory=dict)
     """units a second at each value tried, or what went wrong there"""
     error: str | None = None
@@ -137,7 +138,9 @@ def _run(side: Side, outcome: Outcome) -> None:
     outcome.error = answer.get("error")
     if outcome.error is None:
         outcome.seconds.append(answer["seconds"])
-        outcome.peak_mib, outcome.gpu_mib = answer["peak_mib"], answer.get("gpu_mib")
+        outcome.peak_mib.append(answer["peak_mib"])
+        if "gpu_mib" in answer:
+            outcome.gpu_mib.append(answer["gpu_mib"])
 
 
 def _latest(outcome: Outcome, unit: str) -> str:

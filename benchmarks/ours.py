@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import platform
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from benchmarks.gate import Gate
-from benchmarks.texts import FIRST_WORD, draw_documents, draw_ids, mixed_documents, units_of, words
+from benchmarks.texts import FIRST_WORD, draw_documents, draw_ids, mixed_documents, read_texts, units_of, words
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.config import (
     ClassifierConfig,
@@ -33,6 +37,7 @@ from ulmfit.learning.language_model import LanguageModelText, learn_language_mod
 from ulmfit.learning.setting import Setting
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.language_model import LanguageModel
+from ulmfit.predict import Predictor
 from ulmfit.run_folder import RunFolder
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.tokenizer import Tokenizer
@@ -48,6 +53,8 @@ class GatedSetting(Setting):
     """A stage's setting whose training passes the gate before each batch; everything else is as in any run."""
 
     gate: Gate
+    by_epoch: bool
+    """whether a unit of work is a whole epoch, with validation and checkpoint, and not a batch"""
 
     @classmethod
     def at(cls, gate: Gate, folder: str, settings: dict[str, Any]) -> GatedSetting:
@@ -55,14 +62,20 @@ class GatedSetting(Setting):
         run = RunConfig(device=settings["device"], checkpoint_minutes=1e6)
         known = Setting.of(RunFolder(Path(folder)), run, resume=False, report=silent)
         gate.facts["dtype"] = str(known.dtype).removeprefix("torch.")
-        return cls(**{name: getattr(known, name) for name in Setting.__dataclass_fields__}, gate=gate)
+        shared = {name: getattr(known, name) for name in Setting.__dataclass_fields__}
+        return cls(**shared, gate=gate, by_epoch="epochs" in settings)
 
     def learn(self, stage: Stage, checkpoints: Path) -> None:
         """Run the stage."""
         self.gate.facts["parameters"] = sum(tensor.numel() for tensor in stage.model.parameters())
-        batches = stage.batches
-        gated = replace(stage, batches=lambda epoch, start: self.gate.each(batches(epoch, start)), evaluate=None)
-        Setting.learn(self, gated, checkpoints)
+
+        def batches(epoch: int, start: int) -> Iterator[Any]:
+            if self.by_epoch:
+                self.gate.step()
+                return stage.batches(epoch, start)
+            return self.gate.each(stage.batches(epoch, start))
+
+        Setting.learn(self, replace(stage, batches=batches), checkpoints)
 
 
 def tokenizer(vocab_size: int) -> Tokenizer:
@@ -89,13 +102,17 @@ def language_model_step(gate: Gate, settings: dict[str, Any]) -> None:
         optimizer=OPTIMIZER,
         phases=(Phase(rate=1e-3, epochs=settings.get("epochs", 1), discriminative=1.0, schedule="constant"),),
     )
-    ids = draw_ids(batch * (window * settings["steps"] + 1), vocab_size=settings["vocab"], seed=1)
-    corpus = Corpus.from_documents(np.array_split(ids, max(1, len(ids) // 300)), vocab_size=settings["vocab"])
-    none = np.zeros(0, dtype=np.int64)
-    source = LanguageModelText(
-        tokenizer(settings["vocab"]), training, corpus, np.arange(len(corpus), dtype=np.int64), corpus, none
-    )
-    gate.facts["units"] = batch * window
+    if "corpus" in settings:
+        corpus = Corpus.open(Path(settings["corpus"]))
+        vocabulary = Tokenizer.from_json(Path(settings["tokenizer"]).read_text(encoding="utf-8"))
+    else:
+        ids = draw_ids(batch * (window * settings["steps"] + 1), vocab_size=settings["vocab"], seed=1)
+        corpus = Corpus.from_documents(np.array_split(ids, max(1, len(ids) // 300)), vocab_size=settings["vocab"])
+        vocabulary = tokenizer(settings["vocab"])
+    documents = np.arange(len(corpus), dtype=np.int64)
+    held_out = documents[: settings.get("held_out", 0)]
+    source = LanguageModelText(vocabulary, training, corpus, documents, corpus, held_out)
+    gate.facts["units"] = corpus.tokens if "epochs" in settings else batch * window
     config = TuneConfig(tune=TuneSettings(training=training))
     with tempfile.TemporaryDirectory() as folder:
         setting = GatedSetting.at(gate, folder, settings)
@@ -160,6 +177,56 @@ def predict_ids(gate: Gate, settings: dict[str, Any]) -> None:
     gate.forever(lambda: classify_documents(model, corpus, direction="forward", tokenizer=own, dtype=dtype))
 
 
+def predict(gate: Gate, settings: dict[str, Any]) -> None:
+    """One unit: from texts to predictions with a model that is loaded."""
+    predictor = Predictor.load(settings["folder"] + "/model", device=settings["device"])
+    known = read_texts(settings["folder"], settings["texts"])
+    gate.facts["units"] = known[settings["unit"]] if settings["unit"] == "tokens" else len(known["texts"])
+    gate.forever(lambda: list(predictor.predict(known["texts"])))
+
+
+def tokenise(gate: Gate, settings: dict[str, Any]) -> None:
+    """One unit: the ids of all texts, by a tokenizer that has seen none of them."""
+    known = read_texts(settings["folder"], settings["texts"])
+    saved = Path(settings["folder"], "tokenizer.json").read_text(encoding="utf-8")
+    gate.facts["units"] = sum(map(len, known["texts"]))
+
+    def encode() -> None:
+        own = Tokenizer.from_json(saved)
+        for text in known["texts"]:
+            own.encode(text)
+
+    gate.forever(encode)
+
+
+def start_help(gate: Gate, settings: dict[str, Any]) -> None:
+    """One unit: `ulmfit --help`."""
+    _command(gate, ["--help"])
+
+
+def start_predict(gate: Gate, settings: dict[str, Any]) -> None:
+    """One unit: `ulmfit predict` of one text, from nothing."""
+    (text,) = read_texts(settings["folder"], settings["texts"])["texts"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "texts.csv"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["text"], [text]])
+        out = Path(folder) / "out.csv"
+        _command(gate, ["predict", settings["folder"] + "/model", str(path), "--out", str(out)], out)
+
+
+def _command(gate: Gate, arguments: list[str], out: Path | None = None) -> NoReturn:
+    gate.facts["units"] = 1
+    gate.children = True
+
+    def start() -> None:
+        subprocess.run([sys.executable, "-m", "ulmfit", *arguments], stdout=subprocess.DEVNULL, check=True)
+        if out is not None:
+            out.unlink()
+
+    gate.forever(start)
+
+
 def versions() -> dict[str, str]:
     """What ran, and on which GPU."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -170,4 +237,8 @@ WORKS = {
     "language_model_step": language_model_step,
     "classifier_step": classifier_step,
     "predict_ids": predict_ids,
+    "predict": predict,
+    "tokenise": tokenise,
+    "start_help": start_help,
+    "start_predict": start_predict,
 }

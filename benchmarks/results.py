@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def entry(work: Work, outcomes: dict[str, Outcome], *, run: dict[str, Any]) -> d
         "name": work.name,
         "title": work.title,
         "unit": work.unit,
+        "show": work.show,
         "goal": goals,
         "run": run,
         "sides": sides,
@@ -68,27 +70,36 @@ def merged(before: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def table(entries: list[dict[str, Any]]) -> str:
-    """A row for each work and peer, in Markdown."""
-    lines = [
-        "| work | ulmfit | peer | ratio | goal |",
-        "|---|---|---|---|---|",
-    ]
+def tables(entries: list[dict[str, Any]]) -> str:
+    """Speed, a row for each work and peer, and memory, a row for each work that is there for it; in Markdown."""
+    speed = ["| work | ulmfit | peer | ratio | goal | peak memory |", "|---|---|---|---|---|---|"]
+    memory = ["| memory | peak, MiB |", "|---|---|"]
     for known in entries:
-        ours = known["sides"][OURS]
-        peers = [name for name in known["sides"] if name != OURS]
-        for name in peers:
-            theirs = known["sides"][name]
-            goal = known["goal"].get(name)
-            cells = (
-                known["title"],
-                _rate(ours, known["unit"]),
-                f"{name}: {_rate(theirs, known['unit'])}",
-                _ratio(known["ratio"].get(name), goal),
-                "" if goal is None else f"{goal['least']:g} x, aim {goal['aim']:g} x",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        if known["show"] == "memory":
+            peaks = known["sides"][OURS].get("peak_mib", [])
+            memory.append(f"| {known['title']} | {', '.join(f'{peak:,.0f}' for peak in peaks) or 'failed'} |")
+        else:
+            speed += [f"| {' | '.join(cells)} |" for cells in _rows(known)]
+    return "\n\n".join("\n".join(lines) for lines in (speed, memory) if len(lines) > 2)
+
+
+def _rows(known: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    ours = known["sides"][OURS]
+    title, own = known["title"], _measured(ours, known)
+    peers = {name: side for name, side in known["sides"].items() if name != OURS}
+    if not peers:
+        yield title, own, "", "", "", _peak(ours)
+    for name, theirs in peers.items():
+        goal = known["goal"].get(name)
+        yield (
+            title,
+            own,
+            f"{name}: {_measured(theirs, known)}",
+            _ratio(known["ratio"].get(name), goal),
+            "" if goal is None else f"{goal['least']:g} x, aim {goal['aim']:g} x",
+            f"{_peak(ours)}; {_peak(theirs)}",
+        )
+        title = own = ""
 
 
 def put_between(text: str, marker: str, content: str) -> str:
@@ -107,12 +118,26 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _rate(side: dict[str, Any], unit: str) -> str:
+def _measured(side: dict[str, Any], known: dict[str, Any]) -> str:
+    """Median and extremes, and the batch where a side chose it."""
     if "error" in side:
         return f"failed: {side['error']}"
-    rate = side["rate"]
-    text = f"{number(rate['median'])} {unit}/s ({number(rate['low'])} to {number(rate['high'])})"
+    middle, low, high = (side["rate"][name] for name in ("median", "low", "high"))
+    if known["show"] == "time":
+        text = f"{_duration(1 / middle)} ({_duration(1 / high)} to {_duration(1 / low)})"
+    else:
+        text = f"{number(middle)} {known['unit']}/s ({number(low)} to {number(high)})"
     return f"{text}, batch {side['settings']['batch']}" if "sweep" in side else text
+
+
+def _duration(seconds: float) -> str:
+    return f"{number(seconds)} s" if seconds >= 1 else f"{number(1000 * seconds)} ms"
+
+
+def _peak(side: dict[str, Any]) -> str:
+    """The largest peak: on the GPU where there was one, else of the process."""
+    peaks = side.get("gpu_mib") or side.get("peak_mib")
+    return f"{max(peaks):,.0f} MiB" if peaks else "-"
 
 
 def _ratio(values: dict[str, float] | None, goal: dict[str, float] | None) -> str:

