@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -226,8 +225,6 @@ def tokenise(gate: Gate, settings: dict[str, Any]) -> None:
 
 def start_predict(gate: Gate, settings: dict[str, Any]) -> None:
     """One unit: a new interpreter imports fastai, loads an exported Learner and predicts one text."""
-    gate.facts["units"] = 1
-    gate.children = True
     learner = _learner(settings)
     (text,) = read_texts(settings["folder"], settings["texts"])["texts"]
     with tempfile.TemporaryDirectory() as folder:
@@ -238,8 +235,7 @@ def start_predict(gate: Gate, settings: dict[str, Any]) -> None:
             "learner = load_learner(sys.argv[1])\n"
             "with learner.no_bar(): print(learner.predict(sys.argv[2]))"
         )
-        command = [sys.executable, "-c", program, str(Path(folder) / "learner.pkl"), text]
-        gate.forever(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
+        gate.forever_start([sys.executable, "-c", program, str(Path(folder) / "learner.pkl"), text])
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import resource
+import subprocess
 import sys
 import time
 import traceback
@@ -18,6 +19,12 @@ from typing import Any, NoReturn, TypeVar
 Item = TypeVar("Item")
 Work = Callable[["Gate", dict[str, Any]], None]
 """Does its work for ever, passing the gate before each unit of it."""
+
+# A program's peak counts what its parent held when it began, so a parent that holds little has to ask for it.
+_PEAK_OF_CHILD = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
 
 
 class Released(BaseException):
@@ -37,8 +44,7 @@ class Gate:
         self._started: float | None = None
         self.facts: dict[str, Any] = {}
         """what the answer to the warm-up tells of the work: sizes, dtype, units of work"""
-        self.children = False
-        """whether memory is that of the programs it starts"""
+        self._program_mib: float | None = None
 
     def step(self) -> None:
         """Pass before a unit of work. Raises Released when there is no more to do."""
@@ -46,9 +52,9 @@ class Gate:
             _synchronize()
             now = time.perf_counter()
             if self._started is None:
-                self._answer({"ready": True, "facts": self.facts, **memory(children=self.children)})
+                self._answer({"ready": True, "facts": self.facts, **self._memory()})
             else:
-                self._answer({"seconds": now - self._started, **memory(children=self.children)})
+                self._answer({"seconds": now - self._started, **self._memory()})
             request = next(self._requests, {"do": "release"})
             if request["do"] == "release":
                 raise Released
@@ -68,21 +74,28 @@ class Gate:
             if close is not None:
                 close()
 
+    def forever_start(self, command: list[str]) -> NoReturn:
+        """Run a program to its end as one unit of work; its memory is looked at once, before."""
+        run = [sys.executable, "-c", _PEAK_OF_CHILD, *command]
+        done = subprocess.run(run, stdout=subprocess.PIPE, check=True)
+        self._program_mib = round(int(done.stdout) / 1024, 1)
+        self.facts["units"] = 1
+        self.forever(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
+
     def forever(self, action: Callable[[], object]) -> NoReturn:
         """Call it as one unit of work, again and again."""
         while True:
             self.step()
             action()
 
-
-def memory(*, children: bool) -> dict[str, Any]:
-    """Peaks so far, in MiB: memory resident in this process or the largest child, and taken on the GPU by this work."""
-    whose = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
-    peaks = {"peak_mib": round(resource.getrusage(whose).ru_maxrss / 1024, 1)}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        peaks["gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return peaks
+    def _memory(self) -> dict[str, Any]:
+        """Peaks so far, in MiB: memory resident in this process, or the program it runs, and taken on the GPU."""
+        own = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        peaks = {"peak_mib": own if self._program_mib is None else self._program_mib}
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            peaks["gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        return peaks
 
 
 def serve(works: Mapping[str, Work], versions: Callable[[], dict[str, str]]) -> None:

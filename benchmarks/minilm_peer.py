@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 from typing import Any
 
@@ -34,15 +33,12 @@ def predict(gate: Gate, settings: dict[str, Any]) -> None:
 
 def start_predict(gate: Gate, settings: dict[str, Any]) -> None:
     """One unit: a new interpreter imports the library, loads the model and embeds one text."""
-    gate.facts["units"] = 1
-    gate.children = True
     (text,) = read_texts(settings["folder"], settings["texts"])["texts"]
     program = (
         "import sys; from sentence_transformers import SentenceTransformer; "
         "print(SentenceTransformer(sys.argv[1], device='cpu').encode(sys.argv[2])[0])"
     )
-    command = [sys.executable, "-c", program, str(get_model_path()), text]
-    gate.forever(lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True))
+    gate.forever_start([sys.executable, "-c", program, str(get_model_path()), text])
 
 
 def versions() -> dict[str, str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import platform
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -201,7 +200,7 @@ def tokenise(gate: Gate, settings: dict[str, Any]) -> None:
 
 def start_help(gate: Gate, settings: dict[str, Any]) -> None:
     """One unit: `ulmfit --help`."""
-    _command(gate, ["--help"])
+    gate.forever_start([sys.executable, "-m", "ulmfit", "--help"])
 
 
 def start_predict(gate: Gate, settings: dict[str, Any]) -> None:
@@ -211,20 +210,7 @@ def start_predict(gate: Gate, settings: dict[str, Any]) -> None:
         path = Path(folder) / "texts.csv"
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([["text"], [text]])
-        out = Path(folder) / "out.csv"
-        _command(gate, ["predict", settings["folder"] + "/model", str(path), "--out", str(out)], out)
-
-
-def _command(gate: Gate, arguments: list[str], out: Path | None = None) -> NoReturn:
-    gate.facts["units"] = 1
-    gate.children = True
-
-    def start() -> None:
-        subprocess.run([sys.executable, "-m", "ulmfit", *arguments], stdout=subprocess.DEVNULL, check=True)
-        if out is not None:
-            out.unlink()
-
-    gate.forever(start)
+        gate.forever_start([sys.executable, "-m", "ulmfit", "predict", settings["folder"] + "/model", str(path)])
 
 
 def versions() -> dict[str, str]:
