@@ -115,6 +115,7 @@ def serve(works: Mapping[str, Work], versions: Callable[[], dict[str, str]]) -> 
             try:
                 gate = Gate(requests, answer, request["warmup"])
                 works[request["work"]](gate, request["settings"])
+                answer({"error": "the work came to an end before it was released"})
             except Released:
                 pass
             except Exception as error:

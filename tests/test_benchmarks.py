@@ -130,14 +130,16 @@ def test_a_program_that_fails_says_so_and_serves_the_next_work() -> None:
     program = (
         "from benchmarks.gate import serve\n"
         "def bad(gate, settings): raise ValueError('no such\\nthing')\n"
+        "def short(gate, settings): gate.step()\n"
         "def good(gate, settings):\n"
         "    print('chatter')\n"
         "    gate.forever(lambda: None)\n"
-        "serve({'bad': bad, 'good': good}, lambda: {'python': '3'})"
+        "serve({'bad': bad, 'short': short, 'good': good}, lambda: {'python': '3'})"
     )
     asked = [
         {"do": "versions"},
         {"do": "prepare", "work": "bad", "settings": {}, "warmup": 1},
+        {"do": "prepare", "work": "short", "settings": {}, "warmup": 1},
         {"do": "prepare", "work": "good", "settings": {}, "warmup": 1},
         {"do": "run", "repeat": 2},
         {"do": "release"},
@@ -153,8 +155,9 @@ def test_a_program_that_fails_says_so_and_serves_the_next_work() -> None:
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert answers[0] == {"python": "3"}
     assert answers[1] == {"error": "ValueError: no such"}
-    assert answers[2] == answers[5] == {"released": True}
-    assert answers[3]["ready"] and answers[4]["seconds"] >= 0
+    assert "came to an end" in answers[3]["error"]
+    assert answers[2] == answers[4] == answers[7] == {"released": True}
+    assert answers[5]["ready"] and answers[6]["seconds"] >= 0
 
 
 # --- the file and the tables ----------------------------------------------------------------------------------------
