@@ -18,8 +18,9 @@ from ulmfit.config import (
 FEW_LABELS = 2_000
 """below this many labelled documents nothing is held out and all layers learn at once"""
 
-# Every rate below goes with AdamW, and with Muon, whose updates are made as large. On 100M tokens dropout, AR and TAR cost more than they give, as AWD-LSTM's authors
-# found, so pretraining has hardly any; tuning has the rates of ULMFiT's own scripts.
+# Every rate below goes with AdamW, and with Muon, whose updates are made as large. On 100M tokens dropout, AR and TAR
+# cost more than they give, as AWD-LSTM's authors found, so pretraining has hardly any; tuning has the rates of ULMFiT's
+# own scripts.
 _LIGHT = EncoderDropouts(input=0.05, embedding=0.0, weight=0.05, hidden=0.05)
 
 
@@ -27,8 +28,8 @@ def pretrain_preset(name: PresetName) -> PretrainSettings:
     """The paper's model for a GPU, or a quarter of it that two CPU cores can train on a few million words."""
     optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.01, gradient_clip=0.25)
     if name == "paper":
-        # Muon: 70.8 perplexity where AdamW had 652 after 1,000 steps (docs/results/pretrain-en), and 29.4 after 4 epochs
-        # where AdamW had 31.1 after 5.
+        # Muon: perplexity 70.8 after 1,000 steps, where AdamW had 652, and 29.4 after 4 epochs, where AdamW had 31.1
+        # after 5 (docs/results/pretrain-en).
         return PretrainSettings(
             encoder=EncoderConfig(dropouts=_LIGHT),
             output_dropout=0.05,
@@ -61,8 +62,8 @@ def tune_preset(name: PresetName) -> TuneSettings:
     """The recipe on millions of words, or the most that some minutes of two CPU cores give on a small corpus."""
     optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.05, gradient_clip=0.3)
     if name == "paper":
-        # On IMDb half the scripts' dropouts gave 41.2 after 3 epochs of everything, whole ones 43.3, of which the training
-        # loss was still above the held-out one: what 23M words need is to be learnt.
+        # On IMDb half the scripts' dropouts gave 41.2 after 3 epochs of everything, whole ones 43.3, with a training loss
+        # still above the held-out one: 23M words need learning more than regularising.
         return TuneSettings(
             dropout_multiplier=0.5,
             training=LanguageModelTraining(
@@ -98,8 +99,8 @@ def classify_preset(name: PresetName, *, labelled: int) -> ClassifySettings:
         return _few_labels(name)
     optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.05, gradient_clip=1.0)
     long = name == "paper"
-    # IMDb, held out: 93.8 % so, and the same with all layers at once after one epoch of the head and dropouts x 1; x .5,
-    # from a language model less well tuned, 92.6.
+    # IMDb, held out: 93.8 % so, and the same with all layers at once after one epoch of the head and dropouts x 1; with
+    # x .5, from a language model less well tuned, 92.6.
     return ClassifySettings(
         dropout_multiplier=0.8,
         batch_size=128 if long else 64,

@@ -151,6 +151,20 @@ def test_a_token_before_the_horizons_window_gets_exactly_no_gradient(horizon):
         assert reached[text].tolist() == [place >= first for place in range(len(text))]
 
 
+@pytest.mark.parametrize("horizon", [3, 8, ALL])
+def test_the_embedding_s_sparse_gradient_is_the_dense_one_and_holds_the_rows_read_alone(horizon):
+    encoder, texts = make(embedding=0.3).encoder.train(), documents()
+    found = []
+    for sparse in (False, True):
+        encoder.embedding.sparse = sparse
+        torch.manual_seed(4)
+        found.append(gradients(encoder, encode(encoder, texts, window=4, horizon=horizon).pooled))
+    assert found[1][0].is_sparse
+    read = set(torch.cat(texts).tolist()) | {PADDING}
+    assert set(found[1][0].coalesce().indices()[0].tolist()) <= read
+    torch.testing.assert_close((found[1][0].to_dense(), *found[1][1:]), found[0])
+
+
 def test_no_gradient_is_kept_where_none_is_wanted():
     encoder, texts = make().encoder, documents()
     with_gradient = encode(encoder, texts, window=4, horizon=8).pooled

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit.models.lstm import LstmWeights, lstm, lstm_by_products, lstm_with_bias_column
+from ulmfit.models.lstm import LstmWeights, _weights_pack, lstm, lstm_by_products, lstm_with_bias_column
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 
@@ -127,6 +127,22 @@ def test_the_layer_equals_nn_lstm_forward_and_back(dtype, tolerance, kernel):
         error = (mine.double() - wanted).norm() / wanted.norm()
         # Cells are float32 whatever the dtype.
         assert error < max(tolerance, 1e-6)
+
+
+@pytest.mark.skipif(not _weights_pack(torch.bfloat16), reason="needs a processor with AVX-512 or AMX for bfloat16")
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_packed_weights_change_nothing_but_the_speed(monkeypatch, batch):
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape).div(5).bfloat16().requires_grad_() for shape in ((96, 13), (96, 24), (96,), (96,))]
+    inputs = torch.randn(9, batch, 13).bfloat16().requires_grad_()
+    state = (torch.randn(1, batch, 24).bfloat16(), torch.randn(1, batch, 24).bfloat16())
+    results = []
+    for packed in (True, False):
+        monkeypatch.setattr("ulmfit.models.lstm._weights_pack", lambda dtype, packed=packed: packed)
+        outputs, _ = lstm_by_products(inputs, state, LstmWeights(*tensors))
+        results.append([outputs, *torch.autograd.grad(outputs.cos().sum(), [inputs, *tensors])])
+    for mine, wanted in zip(*results, strict=True):
+        assert (mine - wanted).norm() < 1e-2 * wanted.norm()
 
 
 @pytest.mark.parametrize("frozen", ["inputs", "weights"])

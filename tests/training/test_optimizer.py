@@ -8,7 +8,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ulmfit.config import OptimizerConfig, Phase
-from ulmfit.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_rates
+from ulmfit.training.optimizer import (
+    build_optimizer,
+    clip_gradients,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_rates,
+)
 
 NAMES = ("bottom", "middle", "top")
 
@@ -132,3 +138,119 @@ def test_a_parameter_that_never_had_a_gradient_survives_the_round_trip():
 
 def test_before_its_first_step_it_has_no_tensors():
     assert optimizer_tensors(build_optimizer(groups_in(make()), Phase(rate=0.1), OptimizerConfig())) == {}
+
+
+# --- tables of which a step reads few rows --------------------------------------------------------------------------
+
+READS = [[3, 1, 3, 3], [5], [1, 5, 0], [3, 2, 3], [1], [0, 3]]  # rows of a table that each step reads, some twice
+
+
+class Table(nn.Module):
+    """A table beside a matrix; row 4 is never read."""
+
+    def __init__(self, *, sparse):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(6, 4, sparse=sparse)
+        self.matrix = nn.Linear(4, 3)
+
+    def backward(self, rows):
+        self.zero_grad()
+        self.matrix(self.table(torch.tensor(rows))).cos().sum().backward()
+
+
+def table_groups(model):
+    return {"table": (model.table.weight,), "matrix": tuple(model.matrix.parameters())}
+
+
+@pytest.mark.parametrize(("name", "plain"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_each_row_moves_as_plain_adam_would_move_it_if_the_steps_that_read_it_were_all_there_are(name, plain):
+    config = OptimizerConfig(name=name, beta1=0.6, beta2=0.95, epsilon=1e-6, weight_decay=0.2)
+    model = Table(sparse=True)
+    optimizer = build_optimizer(table_groups(model), Phase(rate=0.05, discriminative=1.0), config)
+    twin = Table(sparse=False)
+    rows = [row.clone().requires_grad_() for row in twin.table.weight.detach()]
+    settings = {"lr": 0.05, "betas": (0.6, 0.95), "eps": 1e-6}
+    by_row = [plain([row], weight_decay=0.2, **settings) for row in rows]
+    matrix = plain([twin.matrix.weight], weight_decay=0.2, **settings)
+    bias = plain([twin.matrix.bias], weight_decay=0.0, **settings)
+    for step, read in enumerate(READS):
+        share = 1 - step / len(READS)
+        set_rates(optimizer, share)
+        for reference in (*by_row, matrix, bias):
+            reference.param_groups[0]["lr"] = 0.05 * share
+        model.backward(read)
+        optimizer.step()
+        twin.backward(read)
+        for row in set(read):
+            rows[row].grad = twin.table.weight.grad[row]
+            by_row[row].step()
+        matrix.step()
+        bias.step()
+        with torch.no_grad():
+            twin.table.weight.copy_(torch.stack(rows))
+        torch.testing.assert_close(dict(model.state_dict()), dict(twin.state_dict()))
+
+
+def test_a_row_that_is_not_read_stands_still_to_the_bit():
+    model = Table(sparse=True)
+    optimizer = build_optimizer(table_groups(model), Phase(rate=0.05), OptimizerConfig(weight_decay=0.5))
+    for read in READS:
+        before = model.table.weight.detach().clone()
+        model.backward(read)
+        optimizer.step()
+        moved = (model.table.weight != before).any(1)
+        assert moved.nonzero().flatten().tolist() == sorted(set(read))
+
+
+def test_a_table_read_whole_in_every_step_learns_as_with_a_dense_gradient():
+    models = [Table(sparse=True), Table(sparse=False)]
+    for model in models:
+        optimizer = build_optimizer(table_groups(model), Phase(rate=0.05), OptimizerConfig(weight_decay=0.3))
+        for turn in range(4):
+            model.backward([0, 1, 2, 3, 4, 5, turn])
+            clip_gradients(model.parameters(), 0.5)
+            optimizer.step()
+    torch.testing.assert_close(*(dict(model.state_dict()) for model in models))
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.3, 1e3])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_clipping_equals_torch_s_whether_the_table_s_gradient_is_sparse_or_not(sparse, limit):
+    model, twin = Table(sparse=sparse), Table(sparse=False)
+    for each in (model, twin):
+        each.backward([3, 1, 3, 3])
+    clip_gradients(model.parameters(), limit)
+    torch.nn.utils.clip_grad_norm_(twin.parameters(), limit)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert ours.grad.is_sparse == (sparse and ours is model.table.weight)
+        torch.testing.assert_close(ours.grad.to_dense(), theirs.grad)
+
+
+def test_clipping_nothing_is_no_error():
+    clip_gradients(Table(sparse=True).parameters(), 1.0)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_rows_clocks_go_through_a_file_and_give_the_identical_next_steps(tmp_path, name):
+    phase, config = Phase(rate=0.1), OptimizerConfig(name=name)
+
+    def step(model, optimizer, read):
+        model.backward(read)
+        clip_gradients(model.parameters(), 0.4)
+        optimizer.step()
+
+    model = Table(sparse=True)
+    optimizer = build_optimizer(table_groups(model), phase, config)
+    for read in READS[:3]:
+        step(model, optimizer, read)
+    save_file(optimizer_tensors(optimizer), tmp_path / "optimizer.safetensors")
+    resumed = copy.deepcopy(model)
+    continued = build_optimizer(table_groups(resumed), phase, config)
+    load_optimizer_tensors(continued, load_file(tmp_path / "optimizer.safetensors"))
+    for read in READS[3:]:
+        step(model, optimizer, read)
+        step(resumed, continued, read)
+    assert all(torch.equal(tensor, resumed.state_dict()[key]) for key, tensor in model.state_dict().items())
+    theirs = optimizer_tensors(continued)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in optimizer_tensors(optimizer).items())

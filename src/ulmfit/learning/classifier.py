@@ -69,6 +69,8 @@ def learn_classifiers(
         model = Classifier(model_config)
         model.load_language_model(tuned.models[direction].state_dict())
         model = model.to(setting.device)
+        # Where nothing else makes the gradient dense. A GPU would have to wait for the count of the rows.
+        model.encoder.embedding.sparse = setting.device.type == "cpu" and settings.language_model_weight == 0
         groups, plan = groups_by_name(model.layer_groups()), settings.phases
         batches = DocumentBatches(
             corpus,

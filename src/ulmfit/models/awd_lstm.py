@@ -58,7 +58,8 @@ class AwdLstm(nn.Module):
         """
         weights = weights or self.prepare(torch.float32)
         dropouts = self.config.dropouts
-        outputs = embed(tokens, self.embedding.weight, dropouts.embedding, training=self.training)
+        table = self.embedding
+        outputs = embed(tokens, table.weight, dropouts.embedding, training=self.training, sparse=table.sparse)
         outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=self.training)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):

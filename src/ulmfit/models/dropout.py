@@ -19,17 +19,18 @@ def locked_dropout(inputs: Tensor, rate: float, *, training: bool) -> Tensor:
     return inputs * keep_mask(inputs, (1, inputs.shape[1], inputs.shape[2]), rate)
 
 
-def embed(tokens: Tensor, weight: Tensor, row_dropout: float, *, training: bool) -> Tensor:
+def embed(tokens: Tensor, weight: Tensor, row_dropout: float, *, training: bool, sparse: bool = False) -> Tensor:
     """Look up tokens with whole rows of the table dropped: (...) and (vocabulary, size) -> (..., size).
 
     A dropped token is absent at each of its places in the window; the rest are scaled up. The mask is
-    applied to the looked-up rows, so the table itself is never copied.
+    applied to the looked-up rows, so the table itself is never copied. With `sparse`, nor is its gradient: it holds
+    the rows looked up alone.
     """
-    if weight.is_cuda:
+    if weight.is_cuda and not sparse:
         # The same values; but in the backward pass a frequent word's many gradients are not added up one by one.
         embedded = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
     else:
-        embedded = functional.embedding(tokens, weight)
+        embedded = functional.embedding(tokens, weight, sparse=sparse)
     if not training or row_dropout == 0:
         return embedded
     return embedded * keep_mask(weight, (weight.shape[0], 1), row_dropout)[tokens]

@@ -35,9 +35,9 @@ def _by_torch(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     # The loss is read off the likeliest class, whose probability never underflows: log p_t = x_t - x_top + log p_top.
     gap = logits.amax(1).float() - logits.gather(1, safe).squeeze(1).float()
     # One pass in place of log_softmax in float32, exp and a cast back.
-    gradient = torch.softmax(logits, dim=1)
+    gradient = torch.softmax(logits, dim=1, out=logits)
     losses = (gap - gradient.amax(1).float().log()) * kept
-    gradient.scatter_add_(1, safe, gradient.new_full(safe.shape, -1.0))
+    gradient.scatter_(1, safe, gradient.gather(1, safe) - 1)  # scatter_add_ would copy the whole of it on a CPU
     if not bool(kept.all()):
         gradient *= kept.unsqueeze(1)
     return losses, gradient

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ulmfit.training.optimizer import set_rates
+from ulmfit.training.optimizer import clip_gradients, set_rates
 
 State: TypeAlias = tuple[Tensor, ...] | None
 
@@ -71,7 +71,7 @@ def fit(
         result = loss(batch, state)
         result.total.backward()  # type: ignore[no-untyped-call]
         if gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+            clip_gradients(parameters, gradient_clip)
         optimizer.step()
         state = result.state
         yield Step(number, result.logged, state, result.tokens, share)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
+
+from ulmfit.training.rowwise import RowwiseAdam
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ_STEPS = 5
@@ -36,7 +37,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return result
 
 
-class Muon(AdamW):
+class Muon(RowwiseAdam):
     """AdamW, but parameters of groups with `stacked` > 0 are that many matrices one above the other, and learn by Muon.
 
     An LSTM's weight stacks its four gates; each is a map of its own and is made orthogonal by itself. Lookup tables,

@@ -1,9 +1,8 @@
-"""Optimizers over layer groups: which groups learn, and each at its own rate."""
+"""Optimizers over layer groups: which groups learn, each at its own rate, and of a large table only the rows in use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 
 from ulmfit.config import OptimizerConfig, Phase
 from ulmfit.training.muon import Muon
+from ulmfit.training.rowwise import RowwiseAdam
 from ulmfit.training.schedules import discriminative_rates, groups_of
 
 Groups = Mapping[str, Sequence[Tensor]]
@@ -42,15 +42,35 @@ def build_optimizer(
                 entries.append({"params": matrices, "weight_decay": config.weight_decay, "stacked": maps, **shared})
             if vectors:
                 entries.append({"params": vectors, "weight_decay": 0.0, "stacked": 0, **shared})
-    kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[config.name]
-    optimizer: Optimizer = kind(entries, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
-    return optimizer
+    kind = Muon if config.name == "muon" else RowwiseAdam
+    return kind(
+        entries,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        decoupled_weight_decay=config.name != "adam",
+        fused=True,
+    )
 
 
 def set_rates(optimizer: Optimizer, share: float) -> None:
     """Every group's rate as a share of its peak."""
     for entry in optimizer.param_groups:
         entry["lr"] = entry["peak"] * share
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> None:
+    """Scale all gradients down together so that their norm is at most `limit`; the rows of sparse ones count too."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # what a row gathered from several places is one gradient
+            gradients.append(parameter.grad.values())
+        elif parameter.grad is not None:
+            gradients.append(parameter.grad)
+    if not gradients:
+        return
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
