@@ -32,8 +32,12 @@ from ulmfit.training.loop import StepLoss
 from ulmfit.training.schedules import phases_of
 from ulmfit.training.stage import Stage
 
-EVALUATION_TOKENS = {"cpu": 2**15, "cuda": 2**19}
-"""tokens of a batch of documents, padding included, in evaluation"""
+EVALUATION_DOCUMENTS = {"cpu": 96, "cuda": 2**12}
+"""documents of a batch in evaluation"""
+EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**19}
+"""and its tokens, padding included, at most"""
+EVALUATION_WINDOW = 32
+"""tokens of a window in evaluation on a CPU, where a short one ends soonest after a document has ended"""
 
 
 def learn_classifiers(
@@ -204,13 +208,17 @@ def classify_documents(
     direction: Direction,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
+    weights: Any = None,
 ) -> Tensor:
-    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths."""
+    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths.
+
+    `weights` are what the model's encoder prepared in `dtype`, where the caller keeps them.
+    """
     device = next(model.parameters()).device
     batches = DocumentBatches(
         corpus,
         documents=documents,
-        batch_size=2**12,
+        batch_size=EVALUATION_DOCUMENTS[device.type],
         max_tokens=EVALUATION_TOKENS[device.type],
         shuffle=False,
         reverse=direction == "backward",
@@ -220,8 +228,11 @@ def classify_documents(
     place = np.empty(len(corpus), dtype=np.int64)
     place[np.arange(len(corpus)) if documents is None else documents] = np.arange(batches.documents)
     logits = torch.empty(batches.documents, model.config.head.classes)
+    window = EVALUATION_WINDOW if device.type == "cpu" else None
     with torch.inference_mode():
+        weights = weights or model.encoder.prepare(dtype)
         for batch in batches.epoch(0):
-            result = model(on_device(device, batch.tokens), torch.from_numpy(batch.lengths), dtype=dtype)
+            tokens, lengths = on_device(device, batch.tokens), torch.from_numpy(batch.lengths)
+            result = model(tokens, lengths, dtype=dtype, weights=weights, window=window)
             logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
     return logits
