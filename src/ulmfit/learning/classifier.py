@@ -36,8 +36,8 @@ EVALUATION_DOCUMENTS = {"cpu": 96, "cuda": 2**12}
 """documents of a batch in evaluation"""
 EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**19}
 """and its tokens, padding included, at most"""
-EVALUATION_WINDOW = 32
-"""tokens of a window in evaluation on a CPU, where a short one ends soonest after a document has ended"""
+INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**11
+"""in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
 
 
 def learn_classifiers(
@@ -228,11 +228,12 @@ def classify_documents(
     place = np.empty(len(corpus), dtype=np.int64)
     place[np.arange(len(corpus)) if documents is None else documents] = np.arange(batches.documents)
     logits = torch.empty(batches.documents, model.config.head.classes)
-    window = EVALUATION_WINDOW if device.type == "cpu" else None
     with torch.inference_mode():
         weights = weights or model.encoder.prepare(dtype)
         for batch in batches.epoch(0):
             tokens, lengths = on_device(device, batch.tokens), torch.from_numpy(batch.lengths)
+            # In int8 where the windows end changes nothing.
+            window = max(INT8_WINDOW, INT8_WINDOW_TOKENS // len(lengths)) if dtype == torch.int8 else None
             result = model(tokens, lengths, dtype=dtype, weights=weights, window=window)
             logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
     return logits

@@ -74,15 +74,14 @@ def int8_lstm(
     recurrent = weights.hidden_weight.t()
     lowest = torch.tensor(-float(INT8_PEAK))
     product = torch.empty(batch, 4 * size, dtype=torch.int32)
-    as_float = torch.empty(batch, 4 * size)
-    squashed, rounded = torch.empty(batch, size), torch.empty(batch, size)
+    gate, squashed, rounded = torch.empty(batch, 4 * size), torch.empty(batch, size), torch.empty(batch, size)
+    entry, forget, exit_, candidate = gate.chunk(4, 1)
     for start in range(0, time, block := max(1, BLOCK_ROWS // batch)):
         part = slice(start, start + block)
-        gates = _input_gates(inputs[part], None if scale is None else scale[part], weights)
-        steps = (gates, *gates.chunk(4, 2), outputs[part], quantised[part])
-        for gate, entry, forget, exit_, candidate, output, after in zip(*(each.unbind() for each in steps), strict=True):
+        given = _input_gates(inputs[part], None if scale is None else scale[part], weights)
+        for known, output, after in zip(given.unbind(), outputs[part].unbind(), quantised[part].unbind(), strict=True):
             torch._int_mm(hidden, recurrent, out=product)
-            gate.addcmul_(as_float.copy_(product), weights.hidden_scale).sigmoid_()
+            torch.addcmul(known, product, weights.hidden_scale, out=gate).sigmoid_()
             cell.mul_(forget).addcmul_(entry, candidate, value=4).sub_(entry, alpha=2)
             torch.sigmoid(cell, out=squashed)
             torch.add(lowest, squashed, alpha=2 * INT8_PEAK, out=squashed)
