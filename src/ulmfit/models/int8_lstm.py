@@ -16,7 +16,6 @@ from torch import Tensor
 from ulmfit.int8_rows import INT8_PEAK, quantise_rows
 from ulmfit.models.lstm import LstmWeights
 
-
 BLOCK_ROWS = 256
 """rows of inputs multiplied at once: enough for the full rate, few enough for the gates to stay in the cache"""
 
@@ -95,4 +94,4 @@ def _input_gates(inputs: Tensor, scale: Tensor | None, weights: Int8LstmWeights)
     """The inputs' part of the gates of some steps, biases added: (time, batch, 4 * hidden)."""
     gates = torch._int_mm(inputs.flatten(0, 1), weights.input_weight.t()).float()
     gates.mul_(1 / INT8_PEAK if scale is None else scale.flatten().unsqueeze(1))
-    return torch.addcmul(weights.bias, gates, weights.input_scale, out=gates).unflatten(0, inputs.shape[:2])
+    return torch.addcmul(weights.bias, gates, weights.input_scale, out=gates).view(*inputs.shape[:2], -1)
