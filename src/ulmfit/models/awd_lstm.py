@@ -88,7 +88,7 @@ class AwdLstm(nn.Module):
 
     def _forward_int8(self, tokens: Tensor, state: State | None, weights: Int8AwdLstmWeights) -> tuple[Tensor, State]:
         """The same without dropout and in int8; outputs and state are float32."""
-        embedded = functional.embedding(tokens, self.embedding.weight)
+        embedded = functional.embedding(tokens, self.embedding.weight.detach())
         rows, scales = quantise_rows(embedded.flatten(0, 1))
         inputs, scale = rows.view(embedded.shape), scales.view(tokens.shape)
         after: list[Tensor] = []

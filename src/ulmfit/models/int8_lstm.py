@@ -92,6 +92,9 @@ def int8_lstm(
 
 def _input_gates(inputs: Tensor, scale: Tensor | None, weights: Int8LstmWeights) -> Tensor:
     """The inputs' part of the gates of some steps, biases added: (time, batch, 4 * hidden)."""
-    gates = torch._int_mm(inputs.flatten(0, 1), weights.input_weight.t()).float()
-    gates.mul_(1 / INT8_PEAK if scale is None else scale.flatten().unsqueeze(1))
-    return torch.addcmul(weights.bias, gates, weights.input_scale, out=gates).view(*inputs.shape[:2], -1)
+    products = torch._int_mm(inputs.flatten(0, 1), weights.input_weight.t())
+    if scale is None:
+        gates = torch.addcmul(weights.bias, products, weights.input_scale / INT8_PEAK)
+    else:
+        gates = torch.addcmul(weights.bias, products * scale.flatten().unsqueeze(1), weights.input_scale)
+    return gates.view(*inputs.shape[:2], -1)
