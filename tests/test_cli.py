@@ -185,6 +185,18 @@ def test_evaluate_measures_a_language_model_by_its_perplexity(ulmfit, tiny):
     ran = ulmfit("evaluate", tiny.base, tiny.test, "--json")
     assert 1 < json.loads(ran.out)["directions"]["backward"]["perplexity"] < 60
     assert "perplexity" in ulmfit("evaluate", tiny.base, tiny.test).out
+    refused = ulmfit("evaluate", tiny.base, tiny.test, "--precision", "int8")
+    assert refused.code == 2 and "is a language model, and int8 is for classifiers" in refused.err
+
+
+def test_evaluate_and_predict_take_int8(ulmfit, tiny):
+    in_int8, in_float32 = (
+        json.loads(ulmfit("evaluate", tiny.model, tiny.test, "--json", "--precision", precision).out)
+        for precision in ("int8", "float32")
+    )
+    assert in_int8["log_loss"] != in_float32["log_loss"]
+    assert in_int8["log_loss"] == pytest.approx(in_float32["log_loss"], abs=0.02)
+    assert ulmfit("predict", tiny.model, tiny.test, "--precision", "int8").code == 0
 
 
 def test_classes_may_be_named_like_markup(ulmfit, tiny, tmp_path):

@@ -19,7 +19,7 @@ PACKAGE = "ulmfit"
 LAYERS = (
     {"errors"},
     {"config"},
-    {"presets", "compute"},
+    {"presets", "compute", "int8_rows"},
     {"text", "models", "training"},
     {"card", "weights", "bundle", "run_folder"},
     {"pretrained"},

@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ulmfit.config import (
     Config,
     Directions,
-    Precision,
+    PredictionPrecision,
     PresetName,
     PretrainConfig,
     RunConfig,
@@ -218,7 +218,7 @@ def evaluate(
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: PredictionPrecision = "auto",
     json_: Annotated[bool, Parameter(name="--json", help="print one JSON object", negative="")] = False,
 ) -> None:
     """Measure a classifier on labelled text, or a language model on any text (labels are not looked at)."""
@@ -229,6 +229,10 @@ def evaluate(
 
     folder = find_bundle(model)
     if read_bundle_config(folder)["kind"] == LanguageModelBundle.kind:
+        if precision == "int8":
+            raise ConfigError(
+                f"{model}: is a language model, and int8 is for classifiers; leave the precision to auto."
+            )
         measures = evaluate_language_model(
             LanguageModelBundle.load(folder), [labelled], text_column=text_column, device=device, precision=precision
         )
@@ -257,7 +261,7 @@ def predict(
     out: Annotated[str | None, Parameter(help="file to write; its suffix chooses the format")] = None,
     text_column: TextColumn = "text",
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: PredictionPrecision = "auto",
 ) -> None:
     """Label texts: their columns come back with `label`, `confidence` and a probability for each class."""
     from ulmfit.predict import Predictor

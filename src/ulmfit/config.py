@@ -13,6 +13,7 @@ from ulmfit.errors import ConfigError
 Direction = Literal["forward", "backward"]
 Directions = Literal["forward", "backward", "both"]
 Precision = Literal["auto", "float32", "bfloat16"]
+PredictionPrecision = Literal["auto", "float32", "bfloat16", "int8"]
 PresetName = Literal["quick", "paper"]
 Storage = Literal["float32", "int8"]
 Schedule = Literal["slanted_triangular", "one_cycle", "cosine", "constant"]

@@ -62,7 +62,7 @@ def tune_preset(name: PresetName) -> TuneSettings:
     """The recipe on millions of words, or the most that some minutes of two CPU cores give on a small corpus."""
     optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.05, gradient_clip=0.3)
     if name == "paper":
-        # On IMDb half the scripts' dropouts gave 41.2 after 3 epochs of everything, whole ones 43.3, with a training loss
+        # On IMDb half the scripts' dropouts gave 41.2 after 3 epochs of all layers, whole ones 43.3 and a training loss
         # still above the held-out one: 23M words need learning more than regularising.
         return TuneSettings(
             dropout_multiplier=0.5,

@@ -51,6 +51,25 @@ def test_equals_the_equations(layer):
     torch.testing.assert_close(lstm(inputs, state, weights_of(layer)), by_equations(inputs, state, weights_of(layer)))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_lone_row_in_half_precision_is_the_same_as_in_a_batch(threads):
+    # From some width on oneDNN sums a lone row in an order of its own.
+    torch.manual_seed(0)
+    wide = nn.LSTM(1152, 1152).requires_grad_(False)
+    half = LstmWeights(*(tensor.bfloat16() for tensor in weights_of(wide)))
+    inputs = torch.randn(3, 4, 1152).bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together, state = lstm(inputs, None, half)
+        alone, after = lstm(inputs[:, :1], None, half)
+        further, _ = lstm(inputs[:, :1], after, half)
+        further_together, _ = lstm(inputs, state, half)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone, together[:, :1]) and torch.equal(further, further_together[:, :1])
+
+
 def test_half_precision_stays_near_single_forward_and_backward(layer):
     inputs = torch.randn(TIME, BATCH, INPUTS)
     single, _ = lstm(inputs, None, weights_of(layer))

@@ -32,8 +32,12 @@ from ulmfit.training.loop import StepLoss
 from ulmfit.training.schedules import phases_of
 from ulmfit.training.stage import Stage
 
-EVALUATION_TOKENS = {"cpu": 2**15, "cuda": 2**19}
-"""tokens of a batch of documents, padding included, in evaluation"""
+EVALUATION_DOCUMENTS = {"cpu": 96, "cuda": 2**12}
+"""documents of a batch in evaluation"""
+EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**19}
+"""and its tokens, padding included, at most"""
+INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**11
+"""in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
 
 
 def learn_classifiers(
@@ -207,13 +211,17 @@ def classify_documents(
     direction: Direction,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
+    weights: Any = None,
 ) -> Tensor:
-    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths."""
+    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths.
+
+    `weights` are what the model's encoder prepared in `dtype`, where the caller keeps them.
+    """
     device = next(model.parameters()).device
     batches = DocumentBatches(
         corpus,
         documents=documents,
-        batch_size=2**12,
+        batch_size=EVALUATION_DOCUMENTS[device.type],
         max_tokens=EVALUATION_TOKENS[device.type],
         shuffle=False,
         reverse=direction == "backward",
@@ -224,7 +232,11 @@ def classify_documents(
     place[np.arange(len(corpus)) if documents is None else documents] = np.arange(batches.documents)
     logits = torch.empty(batches.documents, model.config.head.classes)
     with torch.inference_mode():
+        weights = weights or model.encoder.prepare(dtype)
         for batch in batches.epoch(0):
-            result = model(on_device(device, batch.tokens), torch.from_numpy(batch.lengths), dtype=dtype)
+            tokens, lengths = on_device(device, batch.tokens), torch.from_numpy(batch.lengths)
+            # In int8 where the windows end changes nothing.
+            window = max(INT8_WINDOW, INT8_WINDOW_TOKENS // len(lengths)) if dtype == torch.int8 else None
+            result = model(tokens, lengths, dtype=dtype, weights=weights, window=window)
             logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
     return logits

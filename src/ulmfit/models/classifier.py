@@ -65,6 +65,7 @@ def encode_documents(
     window: int,
     horizon: int,
     dtype: torch.dtype = torch.float32,
+    weights: Any = None,
     decoder_bias: Tensor | None = None,
 ) -> Encoded:
     """Read documents in windows that carry state and pool all of their outputs: BPT3C (ULMFiT, section 3.3).
@@ -72,8 +73,9 @@ def encode_documents(
     Shapes: tokens (time, batch), padded on the right; lengths (batch,), at least 1 each, on the CPU, so that no
     window waits for the device. Gradients flow through the windows that hold a document's last `horizon` tokens,
     counted for each document by itself; earlier windows are pooled as constants. A document's result does not
-    depend on the others in its batch. With `decoder_bias`, the loss of predicting each next token with the tied
-    decoder is summed over the windows with gradient: the auxiliary loss of multi-task learning.
+    depend on the others in its batch. `weights` are what `encoder.prepare` gave, made here in `dtype` where
+    they are not given. With `decoder_bias`, the loss of predicting each next token with the tied decoder is summed over
+    the windows with gradient: the auxiliary loss of multi-task learning.
     """
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order]
@@ -82,7 +84,7 @@ def encode_documents(
         tokens = tokens[:, order.to(device)]
     first_with_gradient = (sizes - horizon).clamp(min=0) // window
     on_device = sizes.to(device, non_blocking=True)
-    weights = encoder.prepare(dtype)
+    weights = weights or encoder.prepare(dtype)
     decoder = None if decoder_bias is None else (encoder.embedding.weight.to(dtype), decoder_bias.to(dtype))
     pool = ConcatPool(on_device, size=encoder.output_size)
     state: State | None = None
@@ -162,16 +164,27 @@ class Classifier(nn.Module):
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor, *, dtype: torch.dtype = torch.float32, with_language_model: bool = False
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        *,
+        dtype: torch.dtype = torch.float32,
+        weights: Any = None,
+        window: int | None = None,
+        with_language_model: bool = False,
     ) -> Classified:
-        """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU."""
+        """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU.
+
+        `weights` as for `encode_documents`; `window` in place of the config's where no gradients flow.
+        """
         encoded = encode_documents(
             self.encoder,
             tokens,
             lengths,
-            window=self.config.window,
+            window=window or self.config.window,
             horizon=self.config.horizon,
             dtype=dtype,
+            weights=weights,
             decoder_bias=self.decoder_bias if with_language_model else None,
         )
         return Classified(self.head(encoded.pooled), encoded.language_model_loss / max(1, encoded.predicted_tokens))
