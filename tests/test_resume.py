@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ def start():
     """Start `ulmfit` with these arguments in a process of its own, forked from one that has loaded torch."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ulmfit.cli", "ulmfit.console", "ulmfit.pipeline", "ulmfit.predict"])
+    # A shell's background job ignores Ctrl-C, and so would all that it starts: the server of forks must not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, before)
     running = []
 
     def run(arguments):
