@@ -27,6 +27,7 @@ from ulmfit.errors import ConfigError, UlmfitError
 
 if TYPE_CHECKING:
     from ulmfit.bundle import Bundle
+    from ulmfit.console import ProgressDisplay
     from ulmfit.demo import DemoResult
 
 app = App(
@@ -42,6 +43,7 @@ Direction = Annotated[Directions, Parameter(help="read texts forward, backward, 
 Preset = Annotated[PresetName, Parameter(help="quick: minutes on two cores; paper: the whole recipe")]
 Seed = Annotated[int, Parameter(help="same seed, same machine: same bits on the CPU")]
 Resume = Annotated[bool, Parameter(help="go on with the killed run in --out", negative="")]
+Profile = Annotated[bool, Parameter(help="write what the time went to in profile.json", negative="")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N")]
 Settings = Annotated[
     tuple[str, ...],
@@ -70,6 +72,7 @@ def pretrain(
     text_column: TextColumn = "text",
     settings: Settings = (),
     resume: Resume = False,
+    profile: Profile = False,
 ) -> None:
     """Learn a language: pretrain a language model on a large general corpus.
 
@@ -96,9 +99,10 @@ def pretrain(
             valid=valid or [],
             text_column=text_column,
             resume=resume,
+            profile=profile,
             report=display,
         )
-    _summary("Pretrained", bundle, display.seconds)
+    _summary("Pretrained", bundle, display)
     _next(f"ulmfit tune TEXT... --base {out} --out tuned")
 
 
@@ -118,6 +122,7 @@ def tune(
     text_column: TextColumn = "text",
     settings: Settings = (),
     resume: Resume = False,
+    profile: Profile = False,
 ) -> None:
     """Tune a pretrained language model on the text of your domain.
 
@@ -141,9 +146,10 @@ def tune(
             valid=valid or [],
             text_column=text_column,
             resume=resume,
+            profile=profile,
             report=display,
         )
-    _summary("Tuned", bundle, display.seconds)
+    _summary("Tuned", bundle, display)
     _next(f"ulmfit train LABELLED --base {out} --out model")
 
 
@@ -166,6 +172,7 @@ def train(
     storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
     settings: Settings = (),
     resume: Resume = False,
+    profile: Profile = False,
 ) -> None:
     """Train a classifier: tune the language model on your text, then learn from your labels.
 
@@ -200,9 +207,10 @@ def train(
             text_column=text_column,
             label_column=label_column,
             resume=resume,
+            profile=profile,
             report=display,
         )
-    _summary("Trained", bundle, display.seconds)
+    _summary("Trained", bundle, display)
     if test is not None:
         measures = evaluate(Predictor(bundle, device=device), test, text_column=text_column, label_column=label_column)
         RunFolder(out).write_json("test.json", measures)
@@ -350,17 +358,21 @@ def _check_known(test: Path, labels: list[str], *, text_column: str, label_colum
             )
 
 
-def _summary(verb: str, bundle: Bundle[Any, Any], seconds: dict[str, float]) -> None:
-    """The short table at a run's end."""
+def _summary(verb: str, bundle: Bundle[Any, Any], display: ProgressDisplay) -> None:
+    """The short tables at a run's end."""
     from rich.console import Console
 
-    from ulmfit.console import table
+    from ulmfit.console import profile_table, table
 
     rows = []
     for stage, measures in bundle.facts["results"].items():
         shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in measures.items()]
-        rows.append([stage, "  ".join(shown), f"{seconds[stage]:.0f} s" if stage in seconds else "-"])
-    Console().print(table(verb, ["stage", "measures", "time"], rows))
+        spent = f"{display.seconds[stage]:.0f} s" if stage in display.seconds else "-"
+        rows.append([stage, "  ".join(shown), spent])
+    console = Console()
+    console.print(table(verb, ["stage", "measures", "time"], rows))
+    if display.parts:
+        console.print(profile_table(display))
 
 
 def _print_measures(title: str, measures: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """The recipe, stage by stage: pretrain a language model, tune it on the domain, train a classifier on it.
 
 Read this first. Each stage is one function from text and settings to a bundle in a folder; `train` runs the last two.
-Every stage can be killed at any moment and called again with `resume=True`. It returns what it saved, read back: stored
-as int8, the weights are rounded, and who goes on from them must get the same as after a resume.
+Every stage can be killed at any moment and called again with `resume=True`; with `profile=True` it writes what its time
+went to. It returns what it saved, read back: stored as int8, the weights are rounded, and who goes on from them must
+get the same as after a resume.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def pretrain(
     valid: Sequence[Path] = (),
     text_column: str = "text",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> LanguageModelBundle:
     """Learn a language from a large general corpus: a vocabulary, then a language model in each direction.
@@ -46,7 +48,7 @@ def pretrain(
         if folder.finished:
             return LanguageModelBundle.load(out)
         settings = config.pretrain
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        setting = Setting.of(folder, config.run, resume=resume, report=report, profile=profile)
         tokenizer = learn_tokenizer(setting, texts, settings.tokenizer, text_column)
         model_config = LanguageModelConfig(
             vocab_size=len(tokenizer), encoder=settings.encoder, output_dropout=settings.output_dropout
@@ -73,6 +75,7 @@ def tune_language_model(
     valid: Sequence[Path] = (),
     text_column: str = "text",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> LanguageModelBundle:
     """Tune a pretrained language model on the target domain's text, over the domain's own vocabulary.
@@ -84,7 +87,7 @@ def tune_language_model(
         if folder.finished:
             return LanguageModelBundle.load(out)
         settings = config.tune
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        setting = Setting.of(folder, config.run, resume=resume, report=report, profile=profile)
         pretrained = LanguageModelBundle.load(find_bundle(base))
         for direction in config.run.directions:
             if direction not in pretrained.models:
@@ -130,6 +133,7 @@ def train_classifier(
     text_column: str = "text",
     label_column: str = "label",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> ClassifierBundle:
     """Train a classifier on a tuned language model's encoder, one for each of its directions that is asked for."""
@@ -140,7 +144,7 @@ def train_classifier(
         if folder.finished:
             return ClassifierBundle.load(out)
         check_labels(labelled, text_column=text_column, label_column=label_column)
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        setting = Setting.of(folder, config.run, resume=resume, report=report, profile=profile)
         tuned = LanguageModelBundle.load(find_bundle(language_model))
         bundle = learn_classifiers(
             setting, labelled, tuned, config=config, text_column=text_column, label_column=label_column
@@ -159,6 +163,7 @@ def train(
     text_column: str = "text",
     label_column: str = "label",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> ClassifierBundle:
     """Stages 2 and 3: tune on the labelled and unlabelled text, then train the classifier.
@@ -174,7 +179,7 @@ def train(
             return ClassifierBundle.load(out)
         counts = check_labels(labelled, text_column=text_column, label_column=label_column)
         check_class_weights(config.classify, list(counts))
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
+        setting = Setting.of(folder, config.run, resume=resume, report=report, profile=profile)
         tuned_folder = out / "language_model"
         tuned = tune_language_model(
             [labelled, *unlabelled],
@@ -183,7 +188,8 @@ def train(
             out=tuned_folder,
             text_column=text_column,
             resume=resume,
-            report=report,
+            profile=profile,
+            report=setting.tell,
         )
         setting.history.extend(tuned.facts["history"])
         bundle = learn_classifiers(

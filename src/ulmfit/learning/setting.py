@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from torch import Tensor
 from ulmfit.compute import choose_device, choose_dtype, hardware
 from ulmfit.config import Config, RunConfig
 from ulmfit.models.encoder import LayerGroup
-from ulmfit.run_folder import RunFolder
+from ulmfit.run_folder import PROFILE, RunFolder
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.sources import source_files
 from ulmfit.training.events import EpochEnded, Event, Report, StageEnded, StageStarted
+from ulmfit.training.laps import Stopwatch, untimed
 from ulmfit.training.stage import Stage, run_stage
 
 
@@ -34,11 +35,14 @@ class Setting:
     report: Report
     history: list[dict[str, Any]]
     """every epoch of every stage so far: what metrics.jsonl holds"""
+    profile: dict[str, Mapping[str, float]] | None
+    """seconds of every stage by what they went to, where that was asked for: what profile.json holds"""
 
     @classmethod
-    def of(cls, folder: RunFolder, run: RunConfig, *, resume: bool, report: Report) -> Setting:
+    def of(cls, folder: RunFolder, run: RunConfig, *, resume: bool, report: Report, profile: bool) -> Setting:
         device = choose_device(run.device)
-        return cls(run, folder, device, choose_dtype(run.precision, device), resume, report, [])
+        dtype = choose_dtype(run.precision, device)
+        return cls(run, folder, device, dtype, resume, report, [], {} if profile else None)
 
     def learn(self, stage: Stage, checkpoints: Path) -> None:
         """Run a stage; its epochs join the run's metrics as they end."""
@@ -53,14 +57,24 @@ class Setting:
                 self.folder.write_metrics(self.history)
             self.report(event)
 
+        watch = None if self.profile is None else Stopwatch(self.device)
         run_stage(
             stage,
             folder=checkpoints,
             resume=self.resume,
             checkpoint_seconds=self.run.checkpoint_minutes * 60,
             report=note,
+            lap=watch or untimed,
         )
-        self.report(StageEnded(stage.name, time.monotonic() - clock))
+        parts = None if watch is None else watch.seconds()
+        self.tell(StageEnded(stage.name, time.monotonic() - clock, parts))
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on; what a stage's time went to joins the run's profile."""
+        if isinstance(event, StageEnded) and event.parts is not None and self.profile is not None:
+            self.profile[event.name] = event.parts
+            self.folder.write_json(PROFILE, self.profile)
+        self.report(event)
 
 
 def on_device(device: torch.device, array: np.ndarray[Any, Any]) -> Tensor:

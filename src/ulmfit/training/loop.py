@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ulmfit.training.laps import Lap, untimed
 from ulmfit.training.optimizer import set_rates
 
 State: TypeAlias = tuple[Tensor, ...] | None
@@ -56,6 +57,7 @@ def fit(
     start: int = 0,
     state: State = None,
     gradient_clip: float | None = None,
+    lap: Lap = untimed,
 ) -> Iterator[Step]:
     """Train on batches, one step each, of the `total` over which the schedule runs; `start` is the first one's number.
 
@@ -64,14 +66,18 @@ def fit(
     """
     parameters = [parameter for entry in optimizer.param_groups for parameter in entry["params"]]
     for number, batch in enumerate(batches, start):
+        lap("data")
         torch.manual_seed(int(np.random.SeedSequence((*seed, number)).generate_state(1)[0]))
         share = schedule(number / total)
         set_rates(optimizer, share)
         optimizer.zero_grad(set_to_none=True)
         result = loss(batch, state)
+        lap("forward")
         result.total.backward()  # type: ignore[no-untyped-call]
+        lap("backward")
         if gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
         optimizer.step()
+        lap("optimizer")
         state = result.state
         yield Step(number, result.logged, state, result.tokens, share)

@@ -18,6 +18,7 @@ from ulmfit.config import OptimizerConfig, Phase
 from ulmfit.errors import CheckpointError, TrainingError
 from ulmfit.training.checkpoint import Checkpoints
 from ulmfit.training.events import EpochEnded, Note, Progress, Report, StageStarted, silent
+from ulmfit.training.laps import Lap, untimed
 from ulmfit.training.loop import LossFunction, State, Step, fit
 from ulmfit.training.optimizer import Groups, build_optimizer, load_optimizer_tensors, optimizer_tensors
 from ulmfit.training.schedules import groups_of, schedule_of
@@ -75,6 +76,7 @@ def run_stage(
     resume: bool = False,
     checkpoint_seconds: float = 120.0,
     report: Report = silent,
+    lap: Lap = untimed,
 ) -> list[dict[str, Any]]:
     """Train the stage's model in place and return one record an epoch; the best epoch's weights are kept.
 
@@ -82,12 +84,12 @@ def run_stage(
     from the newest sound one. Raises CheckpointError where that belongs to other settings or data, TrainingError
     where the loss is no longer finite.
     """
-    return _Run(stage, folder, checkpoint_seconds, report).run(resume=resume)
+    return _Run(stage, folder, checkpoint_seconds, report, lap).run(resume=resume)
 
 
 class _Run:
-    def __init__(self, stage: Stage, folder: Path, checkpoint_seconds: float, report: Report) -> None:
-        self.stage, self.report = stage, report
+    def __init__(self, stage: Stage, folder: Path, checkpoint_seconds: float, report: Report, lap: Lap) -> None:
+        self.stage, self.report, self.lap = stage, report, lap
         self.latest, self.best = Checkpoints(folder / "latest"), Checkpoints(folder / "best")
         self.checkpoint_seconds = checkpoint_seconds
         self.position = _Position()
@@ -140,10 +142,12 @@ class _Run:
             start=before + at.step,
             state=state,
             gradient_clip=stage.optimizer.gradient_clip,
+            lap=self.lap,
         )
         unread: list[Step] = []
         saved = shown = self.clock = time.monotonic()
         tokens = 0
+        self.lap("preparing")
         for step in steps:
             at.step += 1
             tokens += step.tokens
@@ -153,13 +157,16 @@ class _Run:
                 mean = self._collect(unread, phase)
                 self.report(Progress(stage.name, self._steps_done(), mean, tokens / (now - self.clock)))
                 shown = now
+            self.lap("reporting")
             if now - saved >= self.checkpoint_seconds:
                 self._collect(unread, phase)
                 self._check_weights()
                 self._save(optimizer, step.state)
                 saved = time.monotonic()
+                self.lap("checkpoints")
         self._collect(unread, phase)
         self._check_weights()
+        self.lap("reporting")
         self._end_epoch(phase, optimizer, tokens)
 
     def _collect(self, unread: list[Step], phase: Phase) -> float:
@@ -189,6 +196,7 @@ class _Run:
         stage, at = self.stage, self.position
         seconds = time.monotonic() - self.clock
         measures = self._evaluate()
+        self.lap("evaluation")
         at.seconds += time.monotonic() - self.clock
         record = {
             "stage": stage.name,
@@ -210,6 +218,7 @@ class _Run:
                 at.best = values
                 self.best.save(_prefixed("model", stage.model.state_dict()), {"history": len(at.history)})
         self._save(optimizer, None)
+        self.lap("checkpoints")
         self.report(EpochEnded(stage.name, record))
 
     def _evaluate(self) -> dict[str, float]:
