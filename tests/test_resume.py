@@ -1,13 +1,11 @@
 """A run that is killed, wherever that is, and resumed ends with the same bits as one that nobody disturbed."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -35,18 +33,12 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def start():
+def start(forks):
     """Start `ulmfit` with these arguments in a process of its own, forked from one that has loaded torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ulmfit.cli", "ulmfit.console", "ulmfit.pipeline", "ulmfit.predict"])
-    # A shell's background job ignores Ctrl-C, and so would all that it starts: the server of forks must not.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    forkserver.ensure_running()
-    signal.signal(signal.SIGINT, before)
     running = []
 
     def run(arguments):
-        process = context.Process(target=cli.main, args=(arguments,), daemon=True)
+        process = forks.Process(target=cli.main, args=(arguments,), daemon=True)
         process.start()
         running.append(process)
         return process

@@ -19,8 +19,8 @@ from ulmfit.training.events import Progress as Stepped
 class ProgressDisplay:
     """Turns a run's events into one bar with rate, time left and loss, and a line an epoch; goes to stderr."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -30,7 +30,7 @@ class ProgressDisplay:
             TextColumn("{task.fields[metric]}"),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self._task: TaskID | None = None
         self._began = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +74,12 @@ def encode_documents(
     window waits for the device. Gradients flow through the windows that hold a document's last `horizon` tokens,
     counted for each document by itself; earlier windows are pooled as constants. A document's result does not
     depend on the others in its batch. With `decoder_bias`, the loss of predicting each next token with the tied
-    decoder is summed over the windows with gradient: the auxiliary loss of multi-task learning.
+    decoder is summed over the windows with gradient: the auxiliary loss of multi-task learning. No documents give
+    no rows.
     """
+    if not len(lengths):
+        nothing = torch.zeros((), device=tokens.device)
+        return Encoded(nothing.new_zeros(0, 3 * encoder.output_size), nothing, 0)
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order]
     device = tokens.device
@@ -149,6 +154,7 @@ class Classified:
 
     logits: Tensor
     language_model_loss: Tensor
+    predicted_tokens: int
 
 
 class Classifier(nn.Module):
@@ -162,9 +168,19 @@ class Classifier(nn.Module):
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor, *, dtype: torch.dtype = torch.float32, with_language_model: bool = False
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        *,
+        dtype: torch.dtype = torch.float32,
+        with_language_model: bool = False,
+        gather: Callable[[Tensor], Tensor] = lambda pooled: pooled,
     ) -> Classified:
-        """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU."""
+        """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU.
+
+        Where these are a share of a batch, `gather` makes the whole batch's pooled rows of the share's: the head
+        classifies all of them, so that its BatchNorm sees what it would see in one process.
+        """
         encoded = encode_documents(
             self.encoder,
             tokens,
@@ -174,7 +190,9 @@ class Classifier(nn.Module):
             dtype=dtype,
             decoder_bias=self.decoder_bias if with_language_model else None,
         )
-        return Classified(self.head(encoded.pooled), encoded.language_model_loss / max(1, encoded.predicted_tokens))
+        predicted = encoded.predicted_tokens
+        logits = self.head(gather(encoded.pooled))
+        return Classified(logits, encoded.language_model_loss / max(1, predicted), predicted)
 
     def layer_groups(self) -> list[LayerGroup]:
         """The encoder's groups from the embedding up, then the head."""
