@@ -147,9 +147,9 @@ class ClassifierConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Adam, or AdamW, whose weight decay is apart from the gradient."""
+    """Adam; AdamW, whose weight decay is apart from the gradient; or Muon for recurrent weights, AdamW for the rest."""
 
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adam", "adamw", "muon"] = "adamw"
     beta1: float = Field(0.7, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-7, gt=0)

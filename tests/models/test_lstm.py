@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit.models.lstm import LstmWeights, lstm, lstm_by_products
+from ulmfit.models.lstm import LstmWeights, lstm, lstm_by_products, lstm_with_bias_column
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 
@@ -99,8 +99,9 @@ def test_no_gradient_is_kept_where_none_is_wanted(layer):
     assert not any(tensor.requires_grad for tensor in (outputs, *state))
 
 
+@pytest.mark.parametrize("kernel", [lstm_by_products, lstm_with_bias_column])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_the_layer_by_products_equals_nn_lstm_forward_and_back(dtype, tolerance):
+def test_the_layer_equals_nn_lstm_forward_and_back(dtype, tolerance, kernel):
     torch.manual_seed(0)
     reference = nn.LSTM(13, 24).to(torch.float64)
     layer = nn.LSTM(13, 24).to(torch.float64)
@@ -120,7 +121,7 @@ def test_the_layer_by_products_equals_nn_lstm_forward_and_back(dtype, tolerance)
 
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     weights = LstmWeights(*(getattr(layer, name) for name in names))
-    found = run(lambda inputs, state: lstm_by_products(inputs, state, weights), layer, dtype)
+    found = run(lambda inputs, state: kernel(inputs, state, weights), layer, dtype)
     expected = run(reference, reference, torch.float64)
     for mine, wanted in zip(found, expected, strict=True):
         error = (mine.double() - wanted).norm() / wanted.norm()

@@ -22,7 +22,7 @@ from ulmfit.config import (
     UnfreezingPlan,
 )
 from ulmfit.errors import ConfigError
-from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts
+from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.encoder import State
 from ulmfit.text.batches import DocumentBatches, prefetch
@@ -91,6 +91,7 @@ def learn_classifiers(
                 monitor=("error", "valid_loss"),
                 patience=settings.patience,
                 seed=run.seed,
+                stacked=stacked_by_name(model.layer_groups()),
                 identity=identity(setting, config, corpus),
             ),
             setting.folder.work / f"classify-{direction}",

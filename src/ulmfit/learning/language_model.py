@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ulmfit.bundle import LanguageModelBundle
 from ulmfit.config import Direction, LanguageModelTraining, PretrainConfig, TuneConfig
 from ulmfit.errors import ConfigError
-from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts
+from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.encoder import State, detach
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.batches import LanguageModelWindows, prefetch
@@ -168,6 +169,7 @@ def learn_language_models(
                 evaluate=source.evaluation(setting, model, direction),
                 patience=training.patience,
                 seed=setting.run.seed,
+                stacked=stacked_by_name(model.layer_groups()),
                 identity=identity(setting, config, source.corpus),
             ),
             setting.folder.work / direction,
@@ -203,7 +205,10 @@ def _windows_on_device(
     windows: LanguageModelWindows, streams: slice, device: torch.device
 ) -> Callable[[int, int], Iterator[Any]]:
     def batches(epoch: int, start: int) -> Iterator[Any]:
-        for tokens, targets in prefetch(windows.epoch(epoch, start=start, streams=streams)):
-            yield on_device(device, tokens), on_device(device, targets)
+        # Block by block: pinning memory for single windows cost an H100 a tenth of its time.
+        for block, edges in prefetch(windows.blocks(epoch, start=start, streams=streams), depth=2):
+            ids = on_device(device, block.astype(np.int32))
+            for left, right in pairwise(edges.tolist()):
+                yield ids[left:right].long(), ids[left + 1 : right + 1].long()
 
     return batches

@@ -149,6 +149,10 @@ def groups_by_name(layer_groups: Sequence[LayerGroup]) -> dict[str, Sequence[Ten
     return {group.name: group.parameters for group in layer_groups}
 
 
+def stacked_by_name(layer_groups: Sequence[LayerGroup]) -> dict[str, int]:
+    return {group.name: group.stacked for group in layer_groups}
+
+
 def describe_inputs(**given: Any) -> dict[str, Any]:
     """What a run reads, by size and not by path, so that a run may be resumed from elsewhere."""
     inputs: dict[str, Any] = {}

@@ -73,5 +73,5 @@ class AwdLstm(nn.Module):
         """Embedding, then one group per LSTM layer."""
         groups = [LayerGroup("embedding", (self.embedding.weight,))]
         for depth, layer in enumerate(self.lstms):
-            groups.append(LayerGroup(f"lstm_{depth}", tuple(layer.parameters())))
+            groups.append(LayerGroup(f"lstm_{depth}", tuple(layer.parameters()), stacked=4))
         return groups

@@ -25,7 +25,11 @@ def embed(tokens: Tensor, weight: Tensor, row_dropout: float, *, training: bool)
     A dropped token is absent at each of its places in the window; the rest are scaled up. The mask is
     applied to the looked-up rows, so the table itself is never copied.
     """
-    embedded = functional.embedding(tokens, weight)
+    if weight.is_cuda:
+        # The same values; but in the backward pass a frequent word's many gradients are not added up one by one.
+        embedded = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+    else:
+        embedded = functional.embedding(tokens, weight)
     if not training or row_dropout == 0:
         return embedded
     return embedded * keep_mask(weight, (weight.shape[0], 1), row_dropout)[tokens]

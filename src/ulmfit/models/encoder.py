@@ -26,6 +26,8 @@ class LayerGroup:
 
     name: str
     parameters: tuple[Tensor, ...]
+    stacked: int = 0
+    """how many linear maps each matrix here stacks, as an LSTM's its four gates; 0 for lookup tables and heads"""
 
 
 class Encoder(Protocol):

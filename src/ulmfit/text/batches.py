@@ -93,6 +93,17 @@ class LanguageModelWindows:
         self, epoch: int, *, start: int = 0, streams: slice = slice(None)
     ) -> Generator[tuple[Int64s, Int64s], None, None]:
         """The windows of one epoch from step `start` on; `streams` picks columns of the batch, to share it out."""
+        for block, edges in self.blocks(epoch, start=start, streams=streams):
+            for left, right in pairwise(edges.tolist()):
+                yield block[left:right].astype(np.int64), block[left + 1 : right + 1].astype(np.int64)
+
+    def blocks(
+        self, epoch: int, *, start: int = 0, streams: slice = slice(None)
+    ) -> Generator[tuple[Integers, Int64s], None, None]:
+        """The same some dozens at a time, for a device to cut up: ids as stored, (time + 1, streams), and edges.
+
+        Window i of a block has the tokens [edges[i], edges[i + 1]) of it; its targets are the tokens one further.
+        """
         edges = self._edges(epoch)
         order = self._documents
         if self._shuffle:
@@ -106,9 +117,7 @@ class LanguageModelWindows:
             stop = min(max(fitting, start + 1), start + _BLOCK_WINDOWS, steps)
             begin = edges[start]
             block = self._read(order, ends, firsts + begin, int(edges[stop] - begin) + 1)
-            for step in range(start, stop):
-                left, right = edges[step] - begin, edges[step + 1] - begin
-                yield block[left:right].astype(np.int64), block[left + 1 : right + 1].astype(np.int64)
+            yield block, edges[start : stop + 1] - begin
             start = stop
 
     def _edges(self, epoch: int) -> Int64s:

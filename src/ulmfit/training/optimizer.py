@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ulmfit.config import OptimizerConfig, Phase
+from ulmfit.training.muon import Muon
 from ulmfit.training.schedules import discriminative_rates, groups_of
 
 Groups = Mapping[str, Sequence[Tensor]]
 """Layer groups by name, from the lowest to the last."""
 
 
-def build_optimizer(groups: Groups, phase: Phase, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(
+    groups: Groups, phase: Phase, config: OptimizerConfig, *, stacked: Mapping[str, int] | None = None
+) -> Optimizer:
     """Unfreeze the phase's groups, freeze the rest, and give each its discriminative peak rate.
 
     Rates fall by the factor from group to group of the whole model, whether or not the ones between learn. Weight
-    decay acts on matrices alone: biases and BatchNorm's scales are few and are not what overfits.
+    decay acts on matrices alone: biases and BatchNorm's scales are few and are not what overfits. `stacked` tells Muon
+    of how many maps the matrices of a group are the stack.
     """
     learning = groups_of(phase, count=len(groups))
     peaks = discriminative_rates(phase.rate, groups=len(groups), factor=phase.discriminative)
     entries = []
-    for index, parameters in enumerate(groups.values()):
+    for index, (name, parameters) in enumerate(groups.items()):
         for parameter in parameters:
             parameter.requires_grad_(index in learning)
             parameter.grad = None
         if index in learning:
-            for decay, kept in (
-                (config.weight_decay, [parameter for parameter in parameters if parameter.dim() > 1]),
-                (0.0, [parameter for parameter in parameters if parameter.dim() <= 1]),
-            ):
-                if kept:
-                    entries.append({"params": kept, "weight_decay": decay, "lr": peaks[index], "peak": peaks[index]})
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(entries, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+            shared = {"lr": peaks[index], "peak": peaks[index]}
+            matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+            vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
+            if matrices:
+                maps = (stacked or {}).get(name, 0)
+                entries.append({"params": matrices, "weight_decay": config.weight_decay, "stacked": maps, **shared})
+            if vectors:
+                entries.append({"params": vectors, "weight_decay": 0.0, "stacked": 0, **shared})
+    kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "muon": Muon}[config.name]
+    optimizer: Optimizer = kind(entries, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    return optimizer
 
 
 def set_rates(optimizer: Optimizer, share: float) -> None:

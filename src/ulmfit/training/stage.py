@@ -26,7 +26,7 @@ from ulmfit.training.schedules import groups_of, schedule_of
 
 PROGRESS_SECONDS = 0.5
 SHARED_CLOCK_STEPS = 16
-"""between two looks at whether it is time to save, where several processes have to agree on it"""
+"""between two looks at the clock, where several processes must agree on when to save and so wait for each other"""
 _REMEDY = "try a lower rate, a smaller gradient clip or --set precision=float32"
 
 
@@ -50,6 +50,8 @@ class Stage:
     """measures to make small, each a tie-breaker for the one before it"""
     patience: int | None = None
     seed: int = 0
+    stacked: Mapping[str, int] = field(default_factory=dict)
+    """of how many maps the matrices of a layer group are the stack; Muon alone asks"""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """settings and data that a checkpoint must share to be resumed, by name"""
 
@@ -110,7 +112,7 @@ class _Run:
         self.position = _Position()
         for phase in stage.phases:  # a group that is not there is refused now, not hours later
             groups_of(phase, count=len(stage.groups))
-        self.clock = time.monotonic()
+        self.clock = self.saved = time.monotonic()
         self.sizes = [stage.steps(epoch) for epoch in range(sum(phase.epochs for phase in stage.phases))]
 
     def run(self, *, resume: bool) -> list[dict[str, Any]]:
@@ -123,7 +125,7 @@ class _Run:
             self.report(StageStarted(stage.name, sum(self.sizes), self._steps_done(), tuple(at.history)))
             while at.phase < len(stage.phases) and not self._stopped():
                 phase = stage.phases[at.phase]
-                optimizer = build_optimizer(stage.groups, phase, stage.optimizer)
+                optimizer = build_optimizer(stage.groups, phase, stage.optimizer, stacked=stage.stacked)
                 if optimizer_state:
                     load_optimizer_tensors(optimizer, optimizer_state)
                 while at.epoch < phase.epochs and not self._stopped():
@@ -162,7 +164,7 @@ class _Run:
             lap=self.lap,
         )
         unread: list[Step] = []
-        saved = shown = self.clock = time.monotonic()
+        shown = self.clock = time.monotonic()
         tokens = 0
         self.lap("preparing")
         for step in steps:
@@ -176,22 +178,15 @@ class _Run:
                 self.report(Progress(stage.name, self._steps_done(), mean, rate))
                 shown = now
             self.lap("reporting")
-            if self._agreed(now - saved >= self.checkpoint_seconds):
+            if self._looks_at_the_clock() and self._checkpoint_is_due():
                 self._collect(unread, phase)
                 self._check_weights()
                 self._save(optimizer, step.state)
-                saved = time.monotonic()
                 self.lap("checkpoints")
         self._collect(unread, phase)
         self._check_weights()
         self.lap("reporting")
         self._end_epoch(phase, optimizer, tokens)
-
-    def _agreed(self, due: bool) -> bool:
-        """Whether it is time to save by rank 0's clock; looked at now and then, as to ask is to wait for the others."""
-        if self.processes.size == 1:
-            return due
-        return self.position.step % SHARED_CLOCK_STEPS == 0 and bool(self.processes.agree(due))
 
     def _collect(self, unread: list[Step], phase: Phase) -> float:
         """Read the losses since the last look, which waits for the device; refuse one that is not finite."""
@@ -248,9 +243,18 @@ class _Run:
                 at.best = values
                 if self.processes.leads:
                     self.best.save(_prefixed("model", stage.model.state_dict()), {"history": len(at.history)})
-        self._save(optimizer, None)
+        # Short epochs would be spent on writing half a gigabyte each; what the last one made is always kept.
+        last = self._epoch_number(at.phase) + at.epoch == len(self.sizes) or self._stopped()
+        if last or self._checkpoint_is_due():
+            self._save(optimizer, None)
         self.lap("checkpoints")
         self.report(EpochEnded(stage.name, record))
+
+    def _looks_at_the_clock(self) -> bool:
+        return self.processes.size == 1 or self.position.step % SHARED_CLOCK_STEPS == 0
+
+    def _checkpoint_is_due(self) -> bool:
+        return bool(self.processes.agree(time.monotonic() - self.saved >= self.checkpoint_seconds))
 
     def _evaluate(self) -> dict[str, float]:
         if self.stage.evaluate is None:
@@ -267,6 +271,7 @@ class _Run:
         tensors |= _prefixed("state", {str(index): self._whole(tensor) for index, tensor in enumerate(state or ())})
         if self.processes.leads:
             self.latest.save(tensors, {"position": asdict(self.position), "identity": dict(self.stage.identity)})
+        self.saved = time.monotonic()
 
     def _whole(self, state: torch.Tensor) -> torch.Tensor:
         """The state of the whole batch, whose sequences are in the second dimension, from each process's share."""
