@@ -101,6 +101,27 @@ def test_from_text_to_predictions_by_commands_alone(ulmfit, tiny, tmp_path):
     assert [name for name, _ in inputs["unlabelled"]] == ["unlabelled.csv", "general.csv"]
 
 
+def test_a_profiled_run_shows_and_saves_what_the_time_of_every_stage_went_to(ulmfit, tiny, tmp_path):
+    short = {
+        "tune__training": {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
+        "classify__phases": [{"rate": 0.01}],
+    }
+    out = tmp_path / "model"
+    arguments = ["train", tiny.labelled, "--base", tiny.base, *tiny.flags("tune", "classify", **short)]
+    ran = ulmfit(*arguments, "--out", out, "--profile")
+    assert_finished(ran, out, "Trained")
+    profile = json.loads((out / "profile.json").read_text(encoding="utf-8"))
+    assert list(profile) == ["tune forward", "classify forward"]
+    for parts in profile.values():
+        assert {"data", "forward", "backward", "optimizer", "evaluation", "checkpoints"} <= parts.keys()
+        assert all(seconds >= 0 for seconds in parts.values())
+    assert "Where the time went" in ran.out
+    assert list(json.loads((out / "language_model/profile.json").read_text(encoding="utf-8"))) == ["tune forward"]
+    ran = ulmfit(*arguments, "--out", tmp_path / "unprofiled")
+    assert "Where the time went" not in ran.out
+    assert not list((tmp_path / "unprofiled").rglob("profile.json"))
+
+
 def test_flags_become_settings(ulmfit, tiny, tmp_path):
     rows = [(label, text) for text, label in tiny.reviews(40, seed=2)]
     labelled = tiny.write(tmp_path / "labelled.csv", rows, ["mood", "review"])

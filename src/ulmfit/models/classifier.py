@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +76,11 @@ def encode_documents(
     counted for each document by itself; earlier windows are pooled as constants. A document's result does not
     depend on the others in its batch. `weights` are what `encoder.prepare` gave, made here in `dtype` where
     they are not given. With `decoder_bias`, the loss of predicting each next token with the tied decoder is summed over
-    the windows with gradient: the auxiliary loss of multi-task learning.
+    the windows with gradient: the auxiliary loss of multi-task learning. No documents give no rows.
     """
+    if not len(lengths):
+        nothing = torch.zeros((), device=tokens.device)
+        return Encoded(nothing.new_zeros(0, 3 * encoder.output_size), nothing, 0)
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order]
     device = tokens.device
@@ -151,6 +155,7 @@ class Classified:
 
     logits: Tensor
     language_model_loss: Tensor
+    predicted_tokens: int
 
 
 class Classifier(nn.Module):
@@ -172,10 +177,13 @@ class Classifier(nn.Module):
         weights: Any = None,
         window: int | None = None,
         with_language_model: bool = False,
+        gather: Callable[[Tensor], Tensor] = lambda pooled: pooled,
     ) -> Classified:
         """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU.
 
-        `weights` as for `encode_documents`; `window` in place of the config's where no gradients flow.
+        `weights` as for `encode_documents`; `window` in place of the config's where no gradients flow. Where these are
+        a share of a batch, `gather` makes the whole batch's pooled rows of the share's: the head classifies all of
+        them, so that its BatchNorm sees what it would see in one process.
         """
         encoded = encode_documents(
             self.encoder,
@@ -187,7 +195,9 @@ class Classifier(nn.Module):
             weights=weights,
             decoder_bias=self.decoder_bias if with_language_model else None,
         )
-        return Classified(self.head(encoded.pooled), encoded.language_model_loss / max(1, encoded.predicted_tokens))
+        predicted = encoded.predicted_tokens
+        logits = self.head(gather(encoded.pooled))
+        return Classified(logits, encoded.language_model_loss / max(1, predicted), predicted)
 
     def layer_groups(self) -> list[LayerGroup]:
         """The encoder's groups from the embedding up, then the head."""
