@@ -24,6 +24,7 @@ CONTRACT = {
     "train": "--out --unlabelled --test --base --direction --text-column --label-column --preset --seed --resume",
     "evaluate": "--json",
     "predict": "--out",
+    "generate": "--length --temperature --top-p --seed --direction",
     "info": "",
     "demo": "",
 }

@@ -26,6 +26,7 @@ from ulmfit.config import (
     TrainConfig,
     TuneConfig,
 )
+from ulmfit.config import Direction as OneDirection
 from ulmfit.errors import ConfigError, ProcessError, UlmfitError
 
 if TYPE_CHECKING:
@@ -291,6 +292,40 @@ def predict(
     with TableWriter(out, stream=sys.stdout) as writer:
         for batch in predictor.predict_tables(text, text_column=text_column):
             writer.write(batch)
+
+
+@app.command
+def generate(
+    model: Annotated[str, Parameter(help="a language model: en, a folder, or a hub id")],
+    text: Annotated[str, Parameter(allow_leading_hyphen=True, help="what to go on with; may be empty")] = "",
+    *,
+    length: Annotated[int, Parameter(help="most tokens to write")] = 60,
+    temperature: Annotated[float, Parameter(help="0: the likeliest token each time; 1: as the model has it")] = 0.8,
+    top_p: Annotated[float, Parameter(help="draw from the likeliest tokens that have this much together")] = 0.9,
+    seed: Seed = 0,
+    direction: Annotated[
+        OneDirection | None, Parameter(help="backward writes what comes before; the model's first if not given")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Let a language model go on with a text."""
+    from ulmfit.bundle import LanguageModelBundle
+    from ulmfit.generation import generate as run
+    from ulmfit.pretrained import find_bundle
+
+    bundle = LanguageModelBundle.load(find_bundle(model))
+    print(
+        run(
+            bundle,
+            text,
+            length=length,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            direction=direction,
+            device=device,
+        )
+    )
 
 
 @app.command

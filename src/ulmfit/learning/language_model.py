@@ -175,6 +175,7 @@ def learn_language_models(
             setting.folder.work / direction,
         )
         models[direction] = model.cpu().eval()
+    setting.draw_curve()
     model_config = models[setting.run.directions[0]].config
     facts = run_facts(setting, stage, base=base, corpus=source.corpus, tokens=source.corpus.tokens)
     return LanguageModelBundle(config=model_config, tokenizer=source.tokenizer, models=models, facts=facts)

@@ -16,13 +16,14 @@ from torch import Tensor
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.compute import choose_dtype, hardware
 from ulmfit.config import ClassifyConfig, Config, PretrainConfig, RunConfig, TrainConfig, TuneConfig
+from ulmfit.curves import CURVE, can_draw, draw_perplexity
 from ulmfit.models.encoder import LayerGroup
 from ulmfit.run_folder import PROFILE, RunFolder, open_run
 from ulmfit.text.corpus import Corpus, build_corpus
 from ulmfit.text.sources import source_files
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import Processes, joined
-from ulmfit.training.events import EpochEnded, Event, Report, StageEnded, StageStarted, silent
+from ulmfit.training.events import EpochEnded, Event, Note, Report, StageEnded, StageStarted, silent
 from ulmfit.training.laps import Stopwatch, untimed
 from ulmfit.training.stage import Stage, run_stage
 
@@ -94,6 +95,16 @@ class Setting:
             if self.processes.leads:
                 self.folder.write_json(PROFILE, self.profile)
         self.report(event)
+
+    def draw_curve(self) -> None:
+        """The perplexity of every epoch as a picture beside metrics.jsonl, where there is any and it can be drawn."""
+        measured = [record for record in self.history if "perplexity" in record]
+        if not (measured and self.processes.leads):
+            return
+        if can_draw():
+            draw_perplexity(measured, self.folder.out / CURVE)
+        else:
+            self.report(Note(f"no {CURVE}: to have perplexity drawn, pip install 'ulmfit[plots]'"))
 
     def saved(self, bundle: AnyBundle) -> AnyBundle:
         """The bundle saved as the run's result and read back, as one who goes on from it after a resume gets it."""
