@@ -15,7 +15,7 @@ REQUIRE_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 	echo "ulmfit needs Python 3.11 or newer; $(PYTHON) is: $$($(PYTHON) --version 2>&1). Pass one: make PYTHON=python3.11" >&2; \
 	exit 1; }
 
-.PHONY: help test check format demo constraints clean
+.PHONY: help test check format demo bench constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,9 @@ format: $(STAMP) ## format the code and mend what lint can mend
 
 demo: $(STAMP) ## see ulmfit at work; ARGS go to `ulmfit demo`
 	@$(VENV)/bin/ulmfit demo $(ARGS)
+
+bench: $(STAMP) ## measure speed and memory beside peers, half an hour; ARGS="--only cpu-predict" for a part
+	@$(VENV)/bin/python -m benchmarks cpu $(ARGS)
 
 # torch comes first and by itself: it is by far the largest, and a failure there should say so. The group needs a
 # newer pip than the one Python brings along, so pip itself is pinned with the rest.

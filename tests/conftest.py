@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import os
 import random
+import signal
+import socket
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -195,6 +200,56 @@ def ulmfit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
             changed.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
             main([str(argument) for argument in arguments])
         return Ran(ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+# --- two processes of one run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def forks() -> Any:
+    """Starts processes that have loaded torch and the package already: `forks.Process(target=..., args=...)`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ulmfit.cli", "ulmfit.console", "ulmfit.pipeline", "ulmfit.predict"])
+    # A shell's background job ignores Ctrl-C, and so would all that it starts: the server of forks must not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, before)
+    return context
+
+
+_AS_TORCHRUN_DOES = """
+import os, sys, torch
+os.environ.update({environment!r}, RANK="{rank}", LOCAL_RANK="{rank}")
+os.dup2(os.open({output!r}, os.O_CREAT | os.O_WRONLY, 0o600), 2)
+torch.set_num_threads(1)
+RANK, FOLDER = {rank}, {folder!r}
+"""
+
+
+@pytest.fixture
+def two_processes(forks: Any, tmp_path: Path) -> Callable[[str], list[tuple[int, str]]]:
+    """Run a program in two connected processes, where it finds RANK and FOLDER; how each ended and its stderr."""
+
+    def run(program: str) -> list[tuple[int, str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        outputs = [tmp_path / f"{port} {rank}" for rank in range(2)]
+        processes = []
+        for rank, output in enumerate(outputs):
+            told = {"environment": environment, "rank": rank, "output": str(output), "folder": str(tmp_path)}
+            source = _AS_TORCHRUN_DOES.format(**told) + textwrap.dedent(program)
+            processes.append(forks.Process(target=exec, args=(source, {"__name__": "program"}), daemon=True))
+            processes[-1].start()
+        for process in processes:
+            process.join(60)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [(process.exitcode, output.read_text()) for process, output in zip(processes, outputs, strict=True)]
 
     return run
 

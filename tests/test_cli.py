@@ -24,6 +24,7 @@ CONTRACT = {
     "train": "--out --unlabelled --test --base --direction --text-column --label-column --preset --seed --resume",
     "evaluate": "--json",
     "predict": "--out",
+    "generate": "--length --temperature --top-p --seed --direction",
     "info": "",
     "demo": "",
 }
@@ -99,6 +100,27 @@ def test_from_text_to_predictions_by_commands_alone(ulmfit, tiny, tmp_path):
     assert json.loads(ran.out) == tested
     inputs = json.loads((model / "run.json").read_text(encoding="utf-8"))["inputs"]
     assert [name for name, _ in inputs["unlabelled"]] == ["unlabelled.csv", "general.csv"]
+
+
+def test_a_profiled_run_shows_and_saves_what_the_time_of_every_stage_went_to(ulmfit, tiny, tmp_path):
+    short = {
+        "tune__training": {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
+        "classify__phases": [{"rate": 0.01}],
+    }
+    out = tmp_path / "model"
+    arguments = ["train", tiny.labelled, "--base", tiny.base, *tiny.flags("tune", "classify", **short)]
+    ran = ulmfit(*arguments, "--out", out, "--profile")
+    assert_finished(ran, out, "Trained")
+    profile = json.loads((out / "profile.json").read_text(encoding="utf-8"))
+    assert list(profile) == ["tune forward", "classify forward"]
+    for parts in profile.values():
+        assert {"data", "forward", "backward", "optimizer", "evaluation", "checkpoints"} <= parts.keys()
+        assert all(seconds >= 0 for seconds in parts.values())
+    assert "Where the time went" in ran.out
+    assert list(json.loads((out / "language_model/profile.json").read_text(encoding="utf-8"))) == ["tune forward"]
+    ran = ulmfit(*arguments, "--out", tmp_path / "unprofiled")
+    assert "Where the time went" not in ran.out
+    assert not list((tmp_path / "unprofiled").rglob("profile.json"))
 
 
 def test_flags_become_settings(ulmfit, tiny, tmp_path):
@@ -185,6 +207,18 @@ def test_evaluate_measures_a_language_model_by_its_perplexity(ulmfit, tiny):
     ran = ulmfit("evaluate", tiny.base, tiny.test, "--json")
     assert 1 < json.loads(ran.out)["directions"]["backward"]["perplexity"] < 60
     assert "perplexity" in ulmfit("evaluate", tiny.base, tiny.test).out
+    refused = ulmfit("evaluate", tiny.base, tiny.test, "--precision", "int8")
+    assert refused.code == 2 and "is a language model, and int8 is for classifiers" in refused.err
+
+
+def test_evaluate_and_predict_take_int8(ulmfit, tiny):
+    in_int8, in_float32 = (
+        json.loads(ulmfit("evaluate", tiny.model, tiny.test, "--json", "--precision", precision).out)
+        for precision in ("int8", "float32")
+    )
+    assert in_int8["log_loss"] != in_float32["log_loss"]
+    assert in_int8["log_loss"] == pytest.approx(in_float32["log_loss"], abs=0.02)
+    assert ulmfit("predict", tiny.model, tiny.test, "--precision", "int8").code == 0
 
 
 def test_classes_may_be_named_like_markup(ulmfit, tiny, tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ulmfit.compute import choose_device, choose_dtype, hardware
+from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype, hardware
 from ulmfit.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -54,6 +54,43 @@ def cpu_flags():
 def test_auto_on_a_cpu_is_bfloat16_where_the_processor_multiplies_it():
     native = bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if native else torch.float32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the processor's flags are read from /proc")
+def test_auto_predicts_on_a_cpu_in_int8_where_the_processor_multiplies_it():
+    native = bool({"avx512_vnni", "amx_int8"} & set(cpu_flags()))
+    assert choose_prediction_dtype("auto", CPU) == (torch.int8 if native else choose_dtype("auto", CPU))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_forced_precision_is_predicted_in(precision):
+    assert choose_prediction_dtype(precision, CPU) == choose_dtype(precision, CPU)
+
+
+def test_int8_is_for_the_cpu():
+    assert choose_prediction_dtype("auto", torch.device("cuda")) != torch.int8
+    with pytest.raises(ConfigError, match=r"'int8' is for the CPU; pass --device cpu"):
+        choose_prediction_dtype("int8", torch.device("cuda"))
+
+
+def absent(monkeypatch):
+    monkeypatch.delattr(torch, "_int_mm")
+
+
+def raising(monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", lambda *_, **__: torch.addmm(torch.zeros(1), torch.zeros(1), torch.zeros(1)))
+
+
+def saturating(monkeypatch):
+    monkeypatch.setattr(torch, "_int_mm", lambda left, right, **_: (left.int() @ right.int()).clamp(-(2**15), 2**15))
+
+
+@pytest.mark.parametrize("broken", [absent, raising, saturating])
+def test_a_pytorch_whose_int8_product_is_not_right_is_passed_over_and_named(monkeypatch, broken):
+    broken(monkeypatch)
+    assert choose_prediction_dtype("auto", CPU) == choose_dtype("auto", CPU)
+    with pytest.raises(ConfigError, match="no int8 product that computes right"):
+        choose_prediction_dtype("int8", CPU)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

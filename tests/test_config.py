@@ -191,3 +191,8 @@ def test_defaults_are_the_papers():
     assert (training.phases[0].rate, ClassifySettings().phases.rate) == (4e-3, 1e-2)
     assert ClassifySettings().phases.plan == "gradual"
     assert (ClassifySettings().horizon, ClassifySettings().head_hidden_size) == (1400, 50)
+
+
+def test_to_learn_in_int8_is_refused():
+    with pytest.raises(ConfigError, match=r"setting 'precision' is 'int8'"):
+        RunConfig.parse({"precision": "int8"})

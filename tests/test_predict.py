@@ -41,7 +41,7 @@ TOKENIZER = train_tokenizer(
 NONE = EncoderDropouts(input=0, embedding=0, weight=0, hidden=0)
 ENCODER = EncoderConfig(embedding_size=12, hidden_size=16, layers=2, dropouts=NONE)
 LABELS = ("bad", "good", "so-so")
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3, "int8": 1e-6}
 
 
 def random_texts(lengths, seed=0):

@@ -1,7 +1,6 @@
 """A run that is killed, wherever that is, and resumed ends with the same bits as one that nobody disturbed."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -34,14 +33,12 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def start():
+def start(forks):
     """Start `ulmfit` with these arguments in a process of its own, forked from one that has loaded torch."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ulmfit.cli", "ulmfit.console", "ulmfit.pipeline", "ulmfit.predict"])
     running = []
 
     def run(arguments):
-        process = context.Process(target=cli.main, args=(arguments,), daemon=True)
+        process = forks.Process(target=cli.main, args=(arguments,), daemon=True)
         process.start()
         running.append(process)
         return process

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from ulmfit import weights
 from ulmfit.errors import BundleError
-from ulmfit.weights import quantise_rows, read_shards, restore_rows, write_shards
+from ulmfit.int8_rows import quantise_rows, restore_rows
+from ulmfit.weights import read_shards, write_shards
 
 
 def tensors():

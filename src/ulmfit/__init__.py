@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
     from ulmfit.config import ClassifyConfig, PretrainConfig, RunConfig, TrainConfig, TuneConfig
     from ulmfit.errors import UlmfitError
+    from ulmfit.generation import generate
     from ulmfit.pipeline import pretrain, train, train_classifier, tune_language_model
     from ulmfit.predict import Prediction, Predictor, evaluate, evaluate_language_model
     from ulmfit.presets import classify_preset, pretrain_preset, tune_preset
@@ -30,6 +31,7 @@ __all__ = [
     "classify_preset",
     "evaluate",
     "evaluate_language_model",
+    "generate",
     "pretrain",
     "pretrain_preset",
     "train",
@@ -42,6 +44,7 @@ _HOMES = {
     "ulmfit.bundle": ("ClassifierBundle", "LanguageModelBundle"),
     "ulmfit.config": ("ClassifyConfig", "PretrainConfig", "RunConfig", "TrainConfig", "TuneConfig"),
     "ulmfit.errors": ("UlmfitError",),
+    "ulmfit.generation": ("generate",),
     "ulmfit.pipeline": ("pretrain", "train", "train_classifier", "tune_language_model"),
     "ulmfit.predict": ("Prediction", "Predictor", "evaluate", "evaluate_language_model"),
     "ulmfit.presets": ("classify_preset", "pretrain_preset", "tune_preset"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -15,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from ulmfit.config import (
     Config,
     Directions,
-    Precision,
+    PredictionPrecision,
     PresetName,
     PretrainConfig,
     RunConfig,
@@ -23,10 +26,12 @@ from ulmfit.config import (
     TrainConfig,
     TuneConfig,
 )
-from ulmfit.errors import ConfigError, UlmfitError
+from ulmfit.config import Direction as OneDirection
+from ulmfit.errors import ConfigError, ProcessError, UlmfitError
 
 if TYPE_CHECKING:
     from ulmfit.bundle import Bundle
+    from ulmfit.console import ProgressDisplay
     from ulmfit.demo import DemoResult
 
 app = App(
@@ -35,6 +40,9 @@ app = App(
     version=lambda: __import__("importlib.metadata").metadata.version("ulmfit"),
 )
 
+_RANK_0_SECONDS = 2.0
+"""after which a process that failed would have been ended, if rank 0 had failed as well"""
+
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 Out = Annotated[Path, Parameter(help="folder for the result; must be new or empty")]
@@ -42,6 +50,7 @@ Direction = Annotated[Directions, Parameter(help="read texts forward, backward, 
 Preset = Annotated[PresetName, Parameter(help="quick: minutes on two cores; paper: the whole recipe")]
 Seed = Annotated[int, Parameter(help="same seed, same machine: same bits on the CPU")]
 Resume = Annotated[bool, Parameter(help="go on with the killed run in --out", negative="")]
+Profile = Annotated[bool, Parameter(help="write what the time went to in profile.json", negative="")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N")]
 Settings = Annotated[
     tuple[str, ...],
@@ -70,6 +79,7 @@ def pretrain(
     text_column: TextColumn = "text",
     settings: Settings = (),
     resume: Resume = False,
+    profile: Profile = False,
 ) -> None:
     """Learn a language: pretrain a language model on a large general corpus.
 
@@ -88,7 +98,7 @@ def pretrain(
     )
     own = {} if vocab_size is None else {"pretrain.tokenizer.vocab_size": vocab_size}
     config = _with_settings(config, own, settings)
-    with ProgressDisplay() as display:
+    with ProgressDisplay(quiet=_follows()) as display:
         bundle = run(
             list(texts),
             config=config,
@@ -96,9 +106,12 @@ def pretrain(
             valid=valid or [],
             text_column=text_column,
             resume=resume,
+            profile=profile,
             report=display,
         )
-    _summary("Pretrained", bundle, display.seconds)
+    if _follows():
+        return
+    _summary("Pretrained", bundle, display)
     _next(f"ulmfit tune TEXT... --base {out} --out tuned")
 
 
@@ -118,6 +131,7 @@ def tune(
     text_column: TextColumn = "text",
     settings: Settings = (),
     resume: Resume = False,
+    profile: Profile = False,
 ) -> None:
     """Tune a pretrained language model on the text of your domain.
 
@@ -132,7 +146,7 @@ def tune(
 
     run = RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage})
     config = _with_settings(TuneConfig(run=run, tune=tune_preset(preset)), {}, settings)
-    with ProgressDisplay() as display:
+    with ProgressDisplay(quiet=_follows()) as display:
         bundle = tune_language_model(
             list(texts),
             base=base,
@@ -141,9 +155,12 @@ def tune(
             valid=valid or [],
             text_column=text_column,
             resume=resume,
+            profile=profile,
             report=display,
         )
-    _summary("Tuned", bundle, display.seconds)
+    if _follows():
+        return
+    _summary("Tuned", bundle, display)
     _next(f"ulmfit train LABELLED --base {out} --out model")
 
 
@@ -166,6 +183,7 @@ def train(
     storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
     settings: Settings = (),
     resume: Resume = False,
+    profile: Profile = False,
 ) -> None:
     """Train a classifier: tune the language model on your text, then learn from your labels.
 
@@ -190,7 +208,7 @@ def train(
         classify=classify_preset(preset, labelled=sum(counts.values())),
     )
     config = _with_settings(config, {}, settings)
-    with ProgressDisplay() as display:
+    with ProgressDisplay(quiet=_follows()) as display:
         bundle = run(
             labelled,
             config=config,
@@ -200,9 +218,12 @@ def train(
             text_column=text_column,
             label_column=label_column,
             resume=resume,
+            profile=profile,
             report=display,
         )
-    _summary("Trained", bundle, display.seconds)
+    if _follows():
+        return
+    _summary("Trained", bundle, display)
     if test is not None:
         measures = evaluate(Predictor(bundle, device=device), test, text_column=text_column, label_column=label_column)
         RunFolder(out).write_json("test.json", measures)
@@ -218,7 +239,7 @@ def evaluate(
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: PredictionPrecision = "auto",
     json_: Annotated[bool, Parameter(name="--json", help="print one JSON object", negative="")] = False,
 ) -> None:
     """Measure a classifier on labelled text, or a language model on any text (labels are not looked at)."""
@@ -229,6 +250,10 @@ def evaluate(
 
     folder = find_bundle(model)
     if read_bundle_config(folder)["kind"] == LanguageModelBundle.kind:
+        if precision == "int8":
+            raise ConfigError(
+                f"{model}: is a language model, and int8 is for classifiers; leave the precision to auto."
+            )
         measures = evaluate_language_model(
             LanguageModelBundle.load(folder), [labelled], text_column=text_column, device=device, precision=precision
         )
@@ -257,7 +282,7 @@ def predict(
     out: Annotated[str | None, Parameter(help="file to write; its suffix chooses the format")] = None,
     text_column: TextColumn = "text",
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: PredictionPrecision = "auto",
 ) -> None:
     """Label texts: their columns come back with `label`, `confidence` and a probability for each class."""
     from ulmfit.predict import Predictor
@@ -267,6 +292,40 @@ def predict(
     with TableWriter(out, stream=sys.stdout) as writer:
         for batch in predictor.predict_tables(text, text_column=text_column):
             writer.write(batch)
+
+
+@app.command
+def generate(
+    model: Annotated[str, Parameter(help="a language model: en, a folder, or a hub id")],
+    text: Annotated[str, Parameter(allow_leading_hyphen=True, help="what to go on with; may be empty")] = "",
+    *,
+    length: Annotated[int, Parameter(help="most tokens to write")] = 60,
+    temperature: Annotated[float, Parameter(help="0: the likeliest token each time; 1: as the model has it")] = 0.8,
+    top_p: Annotated[float, Parameter(help="draw from the likeliest tokens that have this much together")] = 0.9,
+    seed: Seed = 0,
+    direction: Annotated[
+        OneDirection | None, Parameter(help="backward writes what comes before; the model's first if not given")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Let a language model go on with a text."""
+    from ulmfit.bundle import LanguageModelBundle
+    from ulmfit.generation import generate as run
+    from ulmfit.pretrained import find_bundle
+
+    bundle = LanguageModelBundle.load(find_bundle(model))
+    print(
+        run(
+            bundle,
+            text,
+            length=length,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            direction=direction,
+            device=device,
+        )
+    )
 
 
 @app.command
@@ -300,16 +359,69 @@ def demo(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
     try:
-        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+        with _explained_end():
+            app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
     except UlmfitError as error:
         if isinstance(error.__cause__, BrokenPipeError):
             _leave_closed_pipe()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _fail_among_others(error)
         _fail(str(error))
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See ulmfit --help.")
     except KeyboardInterrupt:
-        print("\nulmfit: stopped; go on with --resume", file=sys.stderr)
+        if not _follows():
+            print("\nulmfit: stopped; go on with --resume", file=sys.stderr)
         sys.exit(130)
+
+
+def _follows() -> bool:
+    """Whether torchrun started this process as one of several, and not as the first: it works and says nothing."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def _fail_among_others(error: UlmfitError) -> NoReturn:
+    """As `_fail`, but once for all: what fails in every process fails in rank 0 too, and that ends the others.
+
+    It leaves at once, as threads of a connection that has lost its other end can trip over the interpreter's end.
+    """
+    lost = isinstance(error, ProcessError)
+    if _follows() and not lost:
+        time.sleep(_RANK_0_SECONDS)
+    if not (_follows() and lost):
+        _tell(str(error))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def _explained_end() -> Iterator[None]:
+    """Say a word when torchrun ends this process because another one died, even while it waits for a GPU.
+
+    The signal's number is written to a pipe as it comes in; Python's own handlers run when the wait is over, if ever.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or _follows():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        while number := os.read(reader, 1):
+            if number[0] == signal.SIGTERM:
+                message = "ended from outside, or because another process of the run ended; go on with --resume"
+                os.write(2, f"ulmfit: error: {message}\n".encode())
+                os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=listen, name="ulmfit-end", daemon=True).start()
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave_closed_pipe() -> NoReturn:
@@ -319,8 +431,12 @@ def _leave_closed_pipe() -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"ulmfit: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    _tell(message)
     sys.exit(2)
+
+
+def _tell(message: str) -> None:
+    print(f"ulmfit: error: {' '.join(message.splitlines())}", file=sys.stderr)
 
 
 def _with_settings(config: AnyConfig, own: dict[str, Any], given: tuple[str, ...]) -> AnyConfig:
@@ -350,17 +466,21 @@ def _check_known(test: Path, labels: list[str], *, text_column: str, label_colum
             )
 
 
-def _summary(verb: str, bundle: Bundle[Any, Any], seconds: dict[str, float]) -> None:
-    """The short table at a run's end."""
+def _summary(verb: str, bundle: Bundle[Any, Any], display: ProgressDisplay) -> None:
+    """The short tables at a run's end."""
     from rich.console import Console
 
-    from ulmfit.console import table
+    from ulmfit.console import profile_table, table
 
     rows = []
     for stage, measures in bundle.facts["results"].items():
         shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in measures.items()]
-        rows.append([stage, "  ".join(shown), f"{seconds[stage]:.0f} s" if stage in seconds else "-"])
-    Console().print(table(verb, ["stage", "measures", "time"], rows))
+        spent = f"{display.seconds[stage]:.0f} s" if stage in display.seconds else "-"
+        rows.append([stage, "  ".join(shown), spent])
+    console = Console()
+    console.print(table(verb, ["stage", "measures", "time"], rows))
+    if display.parts:
+        console.print(profile_table(display))
 
 
 def _print_measures(title: str, measures: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ulmfit.config import Precision
+from ulmfit.config import Precision, PredictionPrecision
 from ulmfit.errors import ConfigError
 
 
@@ -36,6 +36,47 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     else:
         native = _cpu_multiplies_bfloat16()
     return torch.bfloat16 if native else torch.float32
+
+
+def choose_prediction_dtype(precision: PredictionPrecision, device: torch.device) -> torch.dtype:
+    """What to predict in: `auto` is int8 on a CPU that multiplies it natively, else what training would choose.
+
+    Raises ConfigError where int8 is asked for on a GPU or from a PyTorch without the product.
+    """
+    if precision == "int8" and device.type != "cpu":
+        raise ConfigError("precision 'int8' is for the CPU; pass --device cpu, or leave the precision to auto.")
+    if precision == "int8" and not _int8_product_is_right():
+        raise ConfigError(
+            f"precision 'int8': PyTorch {torch.__version__} has no int8 product that computes right on this CPU. "
+            "Leave the precision to auto."
+        )
+    if precision == "int8" or (precision == "auto" and device.type == "cpu" and _cpu_multiplies_int8()):
+        return torch.int8
+    return choose_dtype(precision, device)
+
+
+def _cpu_multiplies_int8() -> bool:
+    """AMX or AVX-512 VNNI, and a product that is right; all private to PyTorch, so a release without them means no."""
+    return _int8_product_is_right() and any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_vnni_supported")
+    )
+
+
+def _int8_product_is_right() -> bool:
+    """Sums at the edge of what saturates a kernel that adds pairs in int16, in the two shapes prediction asks for."""
+    product = getattr(torch, "_int_mm", None)
+    if product is None:
+        return False
+    weight = torch.full((16, 64), -127, dtype=torch.int8)
+    for rows in (1, 32):
+        factor = torch.full((rows, 64), 127, dtype=torch.int8)
+        try:
+            found = product(factor, weight.t())
+        except RuntimeError:
+            return False
+        if not bool((found == -64 * 127 * 127).all()):
+            return False
+    return True
 
 
 def _cpu_multiplies_bfloat16() -> bool:

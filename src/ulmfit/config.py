@@ -13,6 +13,7 @@ from ulmfit.errors import ConfigError
 Direction = Literal["forward", "backward"]
 Directions = Literal["forward", "backward", "both"]
 Precision = Literal["auto", "float32", "bfloat16"]
+PredictionPrecision = Literal["auto", "float32", "bfloat16", "int8"]
 PresetName = Literal["quick", "paper"]
 Storage = Literal["float32", "int8"]
 Schedule = Literal["slanted_triangular", "one_cycle", "cosine", "constant"]
@@ -147,9 +148,9 @@ class ClassifierConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """Adam, or AdamW, whose weight decay is apart from the gradient."""
+    """Adam; AdamW, whose weight decay is apart from the gradient; or Muon for recurrent weights, AdamW for the rest."""
 
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adam", "adamw", "muon"] = "adamw"
     beta1: float = Field(0.7, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-7, gt=0)

@@ -29,5 +29,9 @@ class TrainingError(UlmfitError):
     """Training cannot go on: the loss is not finite, or the data do not suffice for the plan."""
 
 
+class ProcessError(UlmfitError):
+    """Another process of a run over several has failed or is gone, and with it the run."""
+
+
 class OutputError(UlmfitError):
     """A result cannot be written: the folder is in use, not writable, or the disk is full."""

@@ -1,8 +1,9 @@
 """The recipe, stage by stage: pretrain a language model, tune it on the domain, train a classifier on it.
 
 Read this first. Each stage is one function from text and settings to a bundle in a folder; `train` runs the last two.
-Every stage can be killed at any moment and called again with `resume=True`. It returns what it saved, read back: stored
-as int8, the weights are rounded, and who goes on from them must get the same as after a resume.
+Every stage can be killed at any moment and called again with `resume=True`; with `profile=True` it writes what its time
+went to. It returns what it saved, read back: stored as int8, the weights are rounded, and who goes on from them must
+get the same as after a resume.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from ulmfit.config import ClassifyConfig, Direction, LanguageModelConfig, Pretra
 from ulmfit.errors import ConfigError, DataError
 from ulmfit.learning.classifier import check_class_weights, learn_classifiers
 from ulmfit.learning.language_model import LanguageModelText, learn_language_models
-from ulmfit.learning.setting import Setting, base_name, describe_inputs
+from ulmfit.learning.setting import base_name, describe_inputs, open_setting
 from ulmfit.learning.vocabulary import domain_tokenizer, learn_tokenizer, rows_in
 from ulmfit.models.language_model import LanguageModel, transfer_vocabulary
 from ulmfit.pretrained import find_bundle
-from ulmfit.run_folder import open_run
 from ulmfit.text.sources import read_records
 from ulmfit.text.words import SPECIALS
 from ulmfit.training.events import Note, Report, silent
@@ -35,6 +35,7 @@ def pretrain(
     valid: Sequence[Path] = (),
     text_column: str = "text",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> LanguageModelBundle:
     """Learn a language from a large general corpus: a vocabulary, then a language model in each direction.
@@ -42,11 +43,12 @@ def pretrain(
     Perplexity is measured on `valid`, or on a share of `texts` held out. The bundle is saved in `out`.
     """
     inputs = describe_inputs(texts=texts, valid=valid, text_column=text_column)
-    with open_run(out, command="pretrain", config=config, inputs=inputs, resume=resume) as folder:
-        if folder.finished:
+    with open_setting(
+        out, command="pretrain", config=config, inputs=inputs, resume=resume, report=report, profile=profile
+    ) as setting:
+        if setting.folder.finished:
             return LanguageModelBundle.load(out)
         settings = config.pretrain
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
         tokenizer = learn_tokenizer(setting, texts, settings.tokenizer, text_column)
         model_config = LanguageModelConfig(
             vocab_size=len(tokenizer), encoder=settings.encoder, output_dropout=settings.output_dropout
@@ -57,8 +59,7 @@ def pretrain(
 
         source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
         bundle = learn_language_models(setting, source, fresh, config=config, stage="pretrain", base=None)
-        bundle.save(out, storage=config.run.storage)
-        return LanguageModelBundle.load(out)
+        return setting.saved(bundle)
 
 
 # --- stage 2 --------------------------------------------------------------------------------------------------------
@@ -73,6 +74,7 @@ def tune_language_model(
     valid: Sequence[Path] = (),
     text_column: str = "text",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> LanguageModelBundle:
     """Tune a pretrained language model on the target domain's text, over the domain's own vocabulary.
@@ -80,12 +82,14 @@ def tune_language_model(
     A word that the base lacks starts as the mean of its rows. `base` is a name, a folder or a hub id.
     """
     inputs = describe_inputs(texts=texts, valid=valid, base=base, text_column=text_column)
-    with open_run(out, command="tune", config=config, inputs=inputs, resume=resume) as folder:
-        if folder.finished:
+    with open_setting(
+        out, command="tune", config=config, inputs=inputs, resume=resume, report=report, profile=profile
+    ) as setting:
+        if setting.folder.finished:
             return LanguageModelBundle.load(out)
         settings = config.tune
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
-        pretrained = LanguageModelBundle.load(find_bundle(base))
+        with setting.processes.leader_first():  # which fetches it, where it comes from a hub
+            pretrained = LanguageModelBundle.load(find_bundle(base))
         for direction in config.run.directions:
             if direction not in pretrained.models:
                 raise ConfigError(
@@ -100,7 +104,7 @@ def tune_language_model(
                 f"the base model {str(base)!r} knows none of the words of this text; is it this language?"
             )
         known = float((rows >= 0).float().mean())
-        report(Note(f"vocabulary: {len(rows):,} tokens, {known:.0%} of them known to the base model"))
+        setting.report(Note(f"vocabulary: {len(rows):,} tokens, {known:.0%} of them known to the base model"))
         encoder = pretrained.config.encoder.model_copy(
             update={"dropouts": settings.dropouts.scaled(settings.dropout_multiplier)}
         )
@@ -114,8 +118,7 @@ def tune_language_model(
 
         source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
         bundle = learn_language_models(setting, source, moved, config=config, stage="tune", base=base_name(base))
-        bundle.save(out, storage=config.run.storage)
-        return LanguageModelBundle.load(out)
+        return setting.saved(bundle)
 
 
 # --- stage 3 --------------------------------------------------------------------------------------------------------
@@ -130,23 +133,25 @@ def train_classifier(
     text_column: str = "text",
     label_column: str = "label",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> ClassifierBundle:
     """Train a classifier on a tuned language model's encoder, one for each of its directions that is asked for."""
     inputs = describe_inputs(
         labelled=[labelled], base=language_model, text_column=text_column, label_column=label_column
     )
-    with open_run(out, command="classify", config=config, inputs=inputs, resume=resume) as folder:
-        if folder.finished:
+    with open_setting(
+        out, command="classify", config=config, inputs=inputs, resume=resume, report=report, profile=profile
+    ) as setting:
+        if setting.folder.finished:
             return ClassifierBundle.load(out)
         check_labels(labelled, text_column=text_column, label_column=label_column)
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
-        tuned = LanguageModelBundle.load(find_bundle(language_model))
+        with setting.processes.leader_first():
+            tuned = LanguageModelBundle.load(find_bundle(language_model))
         bundle = learn_classifiers(
             setting, labelled, tuned, config=config, text_column=text_column, label_column=label_column
         )
-        bundle.save(out, storage=config.run.storage)
-        return ClassifierBundle.load(out)
+        return setting.saved(bundle)
 
 
 def train(
@@ -159,6 +164,7 @@ def train(
     text_column: str = "text",
     label_column: str = "label",
     resume: bool = False,
+    profile: bool = False,
     report: Report = silent,
 ) -> ClassifierBundle:
     """Stages 2 and 3: tune on the labelled and unlabelled text, then train the classifier.
@@ -169,12 +175,13 @@ def train(
     inputs = describe_inputs(
         labelled=[labelled], unlabelled=unlabelled, base=base, text_column=text_column, label_column=label_column
     )
-    with open_run(out, command="train", config=config, inputs=inputs, resume=resume) as folder:
-        if folder.finished:
+    with open_setting(
+        out, command="train", config=config, inputs=inputs, resume=resume, report=report, profile=profile
+    ) as setting:
+        if setting.folder.finished:
             return ClassifierBundle.load(out)
         counts = check_labels(labelled, text_column=text_column, label_column=label_column)
         check_class_weights(config.classify, list(counts))
-        setting = Setting.of(folder, config.run, resume=resume, report=report)
         tuned_folder = out / "language_model"
         tuned = tune_language_model(
             [labelled, *unlabelled],
@@ -183,7 +190,8 @@ def train(
             out=tuned_folder,
             text_column=text_column,
             resume=resume,
-            report=report,
+            profile=profile,
+            report=setting.tell,
         )
         setting.history.extend(tuned.facts["history"])
         bundle = learn_classifiers(
@@ -194,8 +202,7 @@ def train(
             text_column=text_column,
             label_column=label_column,
         )
-        bundle.save(out, storage=config.run.storage)
-        return ClassifierBundle.load(out)
+        return setting.saved(bundle)
 
 
 def check_labels(labelled: Path, *, text_column: str, label_column: str) -> dict[str, int]:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
-from ulmfit.compute import choose_device, choose_dtype
-from ulmfit.config import Precision
+from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype
+from ulmfit.config import Precision, PredictionPrecision
 from ulmfit.errors import DataError
 from ulmfit.learning.classifier import classify_documents
 from ulmfit.learning.language_model import measure_language_model
@@ -42,15 +42,19 @@ class Prediction:
 class Predictor:
     """A classifier ready to predict; keeps no state between calls, so threads may share it."""
 
-    def __init__(self, bundle: ClassifierBundle, *, device: str = "auto", precision: Precision = "auto") -> None:
+    def __init__(
+        self, bundle: ClassifierBundle, *, device: str = "auto", precision: PredictionPrecision = "auto"
+    ) -> None:
         self.labels = tuple(bundle.labels)
         self._tokenizer = bundle.tokenizer
         self._device = choose_device(device)
-        self._dtype = choose_dtype(precision, self._device)
+        self._dtype = choose_prediction_dtype(precision, self._device)
         self._models = {direction: model.to(self._device).eval() for direction, model in bundle.models.items()}
+        with torch.inference_mode():
+            self._weights = {name: model.encoder.prepare(self._dtype) for name, model in self._models.items()}
 
     @classmethod
-    def load(cls, model: str | Path, *, device: str = "auto", precision: Precision = "auto") -> Predictor:
+    def load(cls, model: str | Path, *, device: str = "auto", precision: PredictionPrecision = "auto") -> Predictor:
         """From a name, a folder or a hub id."""
         return cls(ClassifierBundle.load(find_bundle(model)), device=device, precision=precision)
 
@@ -68,7 +72,12 @@ class Predictor:
         total = torch.zeros(len(texts), len(self.labels))
         for direction, model in self._models.items():
             logits = classify_documents(
-                model, corpus, direction=direction, tokenizer=self._tokenizer, dtype=self._dtype
+                model,
+                corpus,
+                direction=direction,
+                tokenizer=self._tokenizer,
+                dtype=self._dtype,
+                weights=self._weights[direction],
             )
             total += logits.softmax(1)
         mean: NDArray[np.float32] = (total / len(self._models)).numpy()

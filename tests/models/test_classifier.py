@@ -306,6 +306,21 @@ def test_logits_are_the_head_on_the_pooled_documents_in_the_order_they_came():
     torch.testing.assert_close(model(*padded(texts)).logits, expected)
 
 
+def test_shares_of_a_batch_are_classified_together():
+    """The head sees all pooled rows, and so BatchNorm's statistics in training are those of the whole batch."""
+    model, texts = make(window=4), documents()
+    model.encoder.eval()
+    for layer in model.head.layers:
+        if isinstance(layer, nn.Dropout):
+            layer.eval()
+    rest = encode(model.encoder, texts[1:], window=4, horizon=ALL).pooled
+    whole = model(*padded(texts)).logits
+    torch.testing.assert_close(model(*padded(texts[:1]), gather=lambda own: torch.cat([own, rest])).logits, whole)
+    none = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    every = encode(model.encoder, texts, window=4, horizon=ALL).pooled
+    torch.testing.assert_close(model(*none, gather=lambda own: torch.cat([own, every])).logits, whole)
+
+
 def test_layer_groups_hold_every_parameter_once_from_the_embedding_to_the_head():
     model = make()
     groups = model.layer_groups()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit.models.lstm import LstmWeights, _weights_pack, lstm, lstm_by_products
+from ulmfit.models.lstm import LstmWeights, _weights_pack, lstm, lstm_by_products, lstm_with_bias_column
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 
@@ -49,6 +49,25 @@ def test_equals_the_equations(layer):
     inputs = torch.randn(TIME, BATCH, INPUTS)
     state = (torch.randn(1, BATCH, HIDDEN), torch.randn(1, BATCH, HIDDEN))
     torch.testing.assert_close(lstm(inputs, state, weights_of(layer)), by_equations(inputs, state, weights_of(layer)))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_lone_row_in_half_precision_is_the_same_as_in_a_batch(threads):
+    # From some width on oneDNN sums a lone row in an order of its own.
+    torch.manual_seed(0)
+    wide = nn.LSTM(1152, 1152).requires_grad_(False)
+    half = LstmWeights(*(tensor.bfloat16() for tensor in weights_of(wide)))
+    inputs = torch.randn(3, 4, 1152).bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        together, state = lstm(inputs, None, half)
+        alone, after = lstm(inputs[:, :1], None, half)
+        further, _ = lstm(inputs[:, :1], after, half)
+        further_together, _ = lstm(inputs, state, half)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(alone, together[:, :1]) and torch.equal(further, further_together[:, :1])
 
 
 def test_half_precision_stays_near_single_forward_and_backward(layer):
@@ -99,8 +118,9 @@ def test_no_gradient_is_kept_where_none_is_wanted(layer):
     assert not any(tensor.requires_grad for tensor in (outputs, *state))
 
 
+@pytest.mark.parametrize("kernel", [lstm_by_products, lstm_with_bias_column])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_the_layer_by_products_equals_nn_lstm_forward_and_back(dtype, tolerance):
+def test_the_layer_equals_nn_lstm_forward_and_back(dtype, tolerance, kernel):
     torch.manual_seed(0)
     reference = nn.LSTM(13, 24).to(torch.float64)
     layer = nn.LSTM(13, 24).to(torch.float64)
@@ -120,7 +140,7 @@ def test_the_layer_by_products_equals_nn_lstm_forward_and_back(dtype, tolerance)
 
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     weights = LstmWeights(*(getattr(layer, name) for name in names))
-    found = run(lambda inputs, state: lstm_by_products(inputs, state, weights), layer, dtype)
+    found = run(lambda inputs, state: kernel(inputs, state, weights), layer, dtype)
     expected = run(reference, reference, torch.float64)
     for mine, wanted in zip(found, expected, strict=True):
         error = (mine.double() - wanted).norm() / wanted.norm()

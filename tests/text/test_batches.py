@@ -307,6 +307,23 @@ def test_starting_at_a_batch_equals_skipping_those_before():
         assert [batch.tokens.tolist() for batch in source.epoch(3, start=9)] == whole[9:]
 
 
+@settings(deadline=None)
+@given(batch_shapes, st.integers(2, 9))
+def test_shares_of_a_batch_are_dealt_out_in_turn_and_know_the_labels_of_all(shape, shares):
+    lengths, batch_size, max_tokens, shuffle, reverse, _ = shape
+    corpus = make_corpus(lengths, labels=np.arange(len(lengths)))
+    source = document_batches(corpus, batch_size=batch_size, max_tokens=max_tokens, shuffle=shuffle, reverse=reverse)
+    dealt = [source.epoch(1, share=(number, shares)) for number in range(shares)]
+    for whole, *parts in zip(source.epoch(1), *dealt, strict=True):
+        for number, part in enumerate(parts):
+            assert part.indices.tolist() == whole.indices[number::shares].tolist()
+            assert part.tokens.shape == (part.lengths.max(initial=0), len(part.indices))
+            for column, index in enumerate(part.indices):
+                place = whole.indices.tolist().index(index)
+                np.testing.assert_array_equal(part.tokens[:, column], whole.tokens[: len(part.tokens), place])
+            assert part.labels.tolist() == np.concatenate([part.indices for part in parts]).tolist()
+
+
 def test_the_same_seed_gives_the_same_batches_and_epochs_and_seeds_differ():
     corpus = make_corpus(np.random.default_rng(6).integers(1, 60, 100))
     flat = lambda source, epoch: [batch.indices.tolist() for batch in source.epoch(epoch)]  # noqa: E731

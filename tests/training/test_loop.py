@@ -157,3 +157,13 @@ def test_no_batches_make_no_step():
     before = copy.deepcopy(model.state_dict())
     assert list(run(model, sgd(model), [])) == []
     assert equal(before, model.state_dict())
+
+
+def test_a_step_is_timed_part_by_part_and_changes_nothing():
+    timed, plain, parts = Recurrent(), Recurrent(), []
+    for _ in run(timed, adamw(timed), some_batches()[:2], lap=parts.append):
+        parts.append("caller")
+    for _ in run(plain, adamw(plain), some_batches()[:2]):
+        pass
+    assert parts == ["data", "forward", "backward", "optimizer", "caller"] * 2
+    assert equal(timed.state_dict(), plain.state_dict())

@@ -22,18 +22,23 @@ from ulmfit.config import (
     UnfreezingPlan,
 )
 from ulmfit.errors import ConfigError
-from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts
+from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.encoder import State
 from ulmfit.text.batches import DocumentBatches, prefetch
-from ulmfit.text.corpus import Corpus, build_corpus, split_documents
+from ulmfit.text.corpus import Corpus, split_documents
 from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training.distributed import ALONE, Processes
 from ulmfit.training.loop import StepLoss
 from ulmfit.training.schedules import phases_of
 from ulmfit.training.stage import Stage
 
-EVALUATION_TOKENS = {"cpu": 2**15, "cuda": 2**19}
-"""tokens of a batch of documents, padding included, in evaluation"""
+EVALUATION_DOCUMENTS = {"cpu": 96, "cuda": 2**12}
+"""documents of a batch in evaluation"""
+EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**19}
+"""and its tokens, padding included, at most"""
+INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**11
+"""in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
 
 
 def learn_classifiers(
@@ -50,12 +55,8 @@ def learn_classifiers(
     for direction in run.directions:
         if direction not in tuned.models:
             raise ConfigError(f"the language model reads {' and '.join(tuned.directions)} only; pass that --direction")
-    corpus = build_corpus(
-        [labelled],
-        tuned.tokenizer,
-        out=setting.folder.work / "labelled",
-        text_column=text_column,
-        label_column=label_column,
+    corpus = setting.corpus(
+        [labelled], tuned.tokenizer, name="labelled", text_column=text_column, label_column=label_column
     )
     assert corpus.labels is not None
     learn, held_out = split_documents(
@@ -69,8 +70,9 @@ def learn_classifiers(
         model = Classifier(model_config)
         model.load_language_model(tuned.models[direction].state_dict())
         model = model.to(setting.device)
-        # Where nothing else makes the gradient dense. A GPU would have to wait for the count of the rows.
-        model.encoder.embedding.sparse = setting.device.type == "cpu" and settings.language_model_weight == 0
+        # Where nothing makes the gradient dense, as the sum over processes does. A GPU would wait for the rows' count.
+        alone_on_cpu = setting.device.type == "cpu" and setting.processes.size == 1
+        model.encoder.embedding.sparse = alone_on_cpu and settings.language_model_weight == 0
         groups, plan = groups_by_name(model.layer_groups()), settings.phases
         batches = DocumentBatches(
             corpus,
@@ -88,14 +90,15 @@ def learn_classifiers(
                 groups=groups,
                 phases=phases_of(plan, groups=len(groups)) if isinstance(plan, UnfreezingPlan) else plan,
                 optimizer=settings.optimizer,
-                batches=_documents_on_device(batches, setting.device),
+                batches=_documents_on_device(batches, setting.device, setting.processes),
                 steps=batches.steps,
-                loss=_classification_loss(model, settings, weights, setting.dtype),
-                evaluate=_classifier_evaluation(model, corpus, held_out, direction, tuned.tokenizer, setting.dtype),
+                loss=_classification_loss(model, settings, weights, setting.dtype, setting.processes),
+                evaluate=_classifier_evaluation(setting, model, corpus, held_out, direction, tuned.tokenizer),
                 # What the paper reports; on IMDb it still falls when an ever surer model's loss already rises.
                 monitor=("error", "valid_loss"),
                 patience=settings.patience,
                 seed=run.seed,
+                stacked=stacked_by_name(model.layer_groups()),
                 identity=identity(setting, config, corpus),
             ),
             setting.folder.work / f"classify-{direction}",
@@ -144,26 +147,41 @@ def check_class_weights(settings: ClassifySettings, names: Sequence[str]) -> Non
 
 
 def _classification_loss(
-    model: Classifier, settings: ClassifySettings, weights: Tensor, dtype: torch.dtype
+    model: Classifier, settings: ClassifySettings, weights: Tensor, dtype: torch.dtype, processes: Processes = ALONE
 ) -> Callable[[Any, State | None], StepLoss]:
-    """Cross entropy of the labels, and in multi-task learning the language model's beside it (SiATL)."""
+    """Cross entropy of the labels, and in multi-task learning the language model's beside it (SiATL).
+
+    Every process encodes its share of the documents and classifies the whole batch, so the loss of the labels is the
+    same in all, and each counts its part.
+    """
 
     def loss(batch: tuple[int, Tensor, Tensor, Tensor], state: State | None) -> StepLoss:
         epoch, tokens, lengths, labels = batch
         share = settings.language_model_weight * settings.language_model_decay**epoch
-        result = model(tokens, lengths, dtype=dtype, with_language_model=share > 0)
+        result = model(
+            tokens,
+            lengths,
+            dtype=dtype,
+            with_language_model=share > 0,
+            gather=lambda pooled: processes.gather(pooled, len(labels)),
+        )
         label_loss = functional.cross_entropy(
             result.logits, labels, weight=weights, label_smoothing=settings.label_smoothing
         )
-        total = label_loss + share * result.language_model_loss if share > 0 else label_loss
+        label_loss = label_loss / processes.size
+        total = label_loss
+        if share > 0:
+            total = total + share * processes.part_of_mean(result.language_model_loss, result.predicted_tokens)
         return StepLoss(total, label_loss.detach(), None, int(lengths.sum()))
 
     return loss
 
 
-def _documents_on_device(batches: DocumentBatches, device: torch.device) -> Callable[[int, int], Iterator[Any]]:
+def _documents_on_device(
+    batches: DocumentBatches, device: torch.device, processes: Processes
+) -> Callable[[int, int], Iterator[Any]]:
     def epoch_batches(epoch: int, start: int) -> Iterator[Any]:
-        for batch in prefetch(batches.epoch(epoch, start=start)):
+        for batch in prefetch(batches.epoch(epoch, start=start, share=(processes.rank, processes.size))):
             assert batch.labels is not None
             yield (
                 epoch,
@@ -176,12 +194,12 @@ def _documents_on_device(batches: DocumentBatches, device: torch.device) -> Call
 
 
 def _classifier_evaluation(
+    setting: Setting,
     model: Classifier,
     corpus: Corpus,
     documents: np.ndarray[Any, np.dtype[np.int64]],
     direction: Direction,
     tokenizer: Tokenizer,
-    dtype: torch.dtype,
 ) -> Callable[[], dict[str, float]] | None:
     """A function that measures loss and accuracy on the documents held out; None where there are none."""
     if len(documents) == 0:
@@ -189,7 +207,15 @@ def _classifier_evaluation(
 
     def measure() -> dict[str, float]:
         assert corpus.labels is not None
-        logits = classify_documents(model, corpus, documents, direction=direction, tokenizer=tokenizer, dtype=dtype)
+        logits = classify_documents(
+            model,
+            corpus,
+            documents,
+            direction=direction,
+            tokenizer=tokenizer,
+            dtype=setting.dtype,
+            processes=setting.processes,
+        )
         labels = torch.from_numpy(corpus.labels[documents].astype(np.int64))
         accuracy = (logits.argmax(1) == labels).double().mean()
         loss = functional.cross_entropy(logits, labels)
@@ -206,13 +232,19 @@ def classify_documents(
     direction: Direction,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
+    weights: Any = None,
+    processes: Processes = ALONE,
 ) -> Tensor:
-    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths."""
+    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths.
+
+    `weights` are what the model's encoder prepared in `dtype`, where the caller keeps them. Several processes share the
+    documents and each gets the logits of all.
+    """
     device = next(model.parameters()).device
     batches = DocumentBatches(
         corpus,
         documents=documents,
-        batch_size=2**12,
+        batch_size=EVALUATION_DOCUMENTS[device.type],
         max_tokens=EVALUATION_TOKENS[device.type],
         shuffle=False,
         reverse=direction == "backward",
@@ -221,9 +253,14 @@ def classify_documents(
     )
     place = np.empty(len(corpus), dtype=np.int64)
     place[np.arange(len(corpus)) if documents is None else documents] = np.arange(batches.documents)
-    logits = torch.empty(batches.documents, model.config.head.classes)
+    logits = torch.zeros(batches.documents, model.config.head.classes)
     with torch.inference_mode():
-        for batch in batches.epoch(0):
-            result = model(on_device(device, batch.tokens), torch.from_numpy(batch.lengths), dtype=dtype)
+        weights = weights or model.encoder.prepare(dtype)
+        for batch in batches.epoch(0, share=(processes.rank, processes.size)):
+            tokens, lengths = on_device(device, batch.tokens), torch.from_numpy(batch.lengths)
+            # In int8 where the windows end changes nothing.
+            window = max(INT8_WINDOW, INT8_WINDOW_TOKENS // len(lengths)) if dtype == torch.int8 else None
+            result = model(tokens, lengths, dtype=dtype, weights=weights, window=window)
             logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
+    processes.sum([logits])
     return logits

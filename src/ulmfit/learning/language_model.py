@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from ulmfit.bundle import LanguageModelBundle
 from ulmfit.config import Direction, LanguageModelTraining, PretrainConfig, TuneConfig
-from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts
+from ulmfit.errors import ConfigError
+from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.encoder import State, detach
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.batches import LanguageModelWindows, prefetch
-from ulmfit.text.corpus import Corpus, build_corpus, split_documents
+from ulmfit.text.corpus import Corpus, split_documents
 from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training.distributed import ALONE, Processes
 from ulmfit.training.events import Note
 from ulmfit.training.loop import StepLoss
 from ulmfit.training.metrics import perplexity
@@ -50,10 +53,9 @@ class LanguageModelText:
         text_column: str,
     ) -> LanguageModelText:
         """Tokenise to disk; hold out a share of the documents, or take all of `valid`."""
-        work = setting.folder.work
-        corpus = build_corpus(texts, tokenizer, out=work / "corpus", text_column=text_column)
+        corpus = setting.corpus(texts, tokenizer, name="corpus", text_column=text_column)
         if valid:
-            held_out = build_corpus(valid, tokenizer, out=work / "valid", text_column=text_column)
+            held_out = setting.corpus(valid, tokenizer, name="valid", text_column=text_column)
             everything = np.arange(len(corpus), dtype=np.int64)
             return cls(tokenizer, training, corpus, everything, held_out, np.arange(len(held_out), dtype=np.int64))
         parts = split_documents(len(corpus), valid_share=training.valid_share, seed=setting.run.seed)
@@ -64,6 +66,11 @@ class LanguageModelText:
         training = self.training
         tokens = int(self.corpus.lengths[self.documents].sum())
         streams = max(1, min(training.batch_size, tokens // (2 * training.window)))
+        if streams < setting.processes.size:
+            raise ConfigError(
+                f"{streams} streams of text cannot be shared by {setting.processes.size} processes; "
+                "start fewer, give more text or a larger batch_size"
+            )
         if streams < training.batch_size:
             setting.report(Note(f"only {tokens:,} tokens: {streams} streams in place of {training.batch_size}"))
         return LanguageModelWindows(
@@ -90,6 +97,7 @@ class LanguageModelText:
             direction=direction,
             tokenizer=self.tokenizer,
             dtype=setting.dtype,
+            processes=setting.processes,
         )
 
 
@@ -101,8 +109,12 @@ def measure_language_model(
     direction: Direction,
     tokenizer: Tokenizer,
     dtype: torch.dtype,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Mean cross entropy in nats a token and its perplexity, every token but each stream's first predicted once."""
+    """Mean cross entropy in nats a token and its perplexity, every token but each stream's first predicted once.
+
+    Several processes share the streams.
+    """
     tokens = corpus.tokens if documents is None else int(corpus.lengths[documents].sum())
     windows = LanguageModelWindows(
         corpus,
@@ -115,15 +127,15 @@ def measure_language_model(
     )
     device = model.decoder_weight.device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    count = 0
     state: State | None = None
-    for inputs, targets in windows.epoch(0):
+    streams = processes.share(windows.streams)
+    for inputs, targets in windows.epoch(0, streams=streams) if streams.start < streams.stop else ():
         result = model.loss(on_device(device, inputs), on_device(device, targets), state, dtype=dtype)
         total += result.cross_entropy
-        count += targets.size
         state = result.state
+    processes.sum([total])
     loss_sum = float(total)
-    return {"valid_loss": loss_sum / count, "perplexity": perplexity(loss_sum, count)}
+    return {"valid_loss": loss_sum / windows.targets, "perplexity": perplexity(loss_sum, windows.targets)}
 
 
 def learn_language_models(
@@ -142,6 +154,8 @@ def learn_language_models(
         torch.manual_seed(setting.run.seed)
         model = start(direction).to(setting.device)
         windows = source.windows(setting, direction)
+        streams = setting.processes.share(windows.streams)
+        share = (streams.stop - streams.start) / windows.streams
         setting.learn(
             Stage(
                 name=f"{stage} {direction}",
@@ -149,25 +163,29 @@ def learn_language_models(
                 groups=groups_by_name(model.layer_groups()),
                 phases=training.phases,
                 optimizer=training.optimizer,
-                batches=_windows_on_device(windows, setting.device),
+                batches=_windows_on_device(windows, streams, setting.device),
                 steps=windows.steps,
-                loss=_language_model_loss(model, training, setting.dtype),
+                loss=_language_model_loss(model, training, setting.dtype, share),
                 evaluate=source.evaluation(setting, model, direction),
                 patience=training.patience,
                 seed=setting.run.seed,
+                stacked=stacked_by_name(model.layer_groups()),
                 identity=identity(setting, config, source.corpus),
             ),
             setting.folder.work / direction,
         )
         models[direction] = model.cpu().eval()
+    setting.draw_curve()
     model_config = models[setting.run.directions[0]].config
     facts = run_facts(setting, stage, base=base, corpus=source.corpus, tokens=source.corpus.tokens)
     return LanguageModelBundle(config=model_config, tokenizer=source.tokenizer, models=models, facts=facts)
 
 
 def _language_model_loss(
-    model: LanguageModel, training: LanguageModelTraining, dtype: torch.dtype
+    model: LanguageModel, training: LanguageModelTraining, dtype: torch.dtype, share: float = 1.0
 ) -> Callable[[Any, State | None], StepLoss]:
+    """The loss of a window of this process's `share` of the streams, as its part of the loss of all."""
+
     def loss(batch: tuple[Tensor, Tensor], state: State | None) -> StepLoss:
         tokens, targets = batch
         result = model.loss(
@@ -179,14 +197,19 @@ def _language_model_loss(
             temporal_regularisation=training.temporal_regularisation,
         )
         count = targets.numel()
-        return StepLoss(result.total, result.cross_entropy / count, detach(result.state), count)
+        return StepLoss(share * result.total, share * result.cross_entropy / count, detach(result.state), count)
 
     return loss
 
 
-def _windows_on_device(windows: LanguageModelWindows, device: torch.device) -> Callable[[int, int], Iterator[Any]]:
+def _windows_on_device(
+    windows: LanguageModelWindows, streams: slice, device: torch.device
+) -> Callable[[int, int], Iterator[Any]]:
     def batches(epoch: int, start: int) -> Iterator[Any]:
-        for tokens, targets in prefetch(windows.epoch(epoch, start=start)):
-            yield on_device(device, tokens), on_device(device, targets)
+        # Block by block: pinning memory for single windows cost an H100 a tenth of its time.
+        for block, edges in prefetch(windows.blocks(epoch, start=start, streams=streams), depth=2):
+            ids = on_device(device, block.astype(np.int32))
+            for left, right in pairwise(edges.tolist()):
+                yield ids[left:right].long(), ids[left + 1 : right + 1].long()
 
     return batches

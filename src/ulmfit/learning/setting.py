@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit.compute import choose_device, choose_dtype, hardware
-from ulmfit.config import Config, RunConfig
+from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
+from ulmfit.compute import choose_dtype, hardware
+from ulmfit.config import ClassifyConfig, Config, PretrainConfig, RunConfig, TrainConfig, TuneConfig
+from ulmfit.curves import CURVE, can_draw, draw_perplexity
 from ulmfit.models.encoder import LayerGroup
-from ulmfit.run_folder import RunFolder
-from ulmfit.text.corpus import Corpus
+from ulmfit.run_folder import PROFILE, RunFolder, open_run
+from ulmfit.text.corpus import Corpus, build_corpus
 from ulmfit.text.sources import source_files
-from ulmfit.training.events import EpochEnded, Event, Report, StageEnded, StageStarted
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.training.distributed import Processes, joined
+from ulmfit.training.events import EpochEnded, Event, Note, Report, StageEnded, StageStarted, silent
+from ulmfit.training.laps import Stopwatch, untimed
 from ulmfit.training.stage import Stage, run_stage
+
+AnyBundle = TypeVar("AnyBundle", LanguageModelBundle, ClassifierBundle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +36,31 @@ class Setting:
 
     run: RunConfig
     folder: RunFolder
+    processes: Processes
     device: torch.device
     dtype: torch.dtype
     resume: bool
     report: Report
     history: list[dict[str, Any]]
     """every epoch of every stage so far: what metrics.jsonl holds"""
+    profile: dict[str, Mapping[str, float]] | None
+    """seconds of every stage by what they went to, where that was asked for: what profile.json holds"""
 
-    @classmethod
-    def of(cls, folder: RunFolder, run: RunConfig, *, resume: bool, report: Report) -> Setting:
-        device = choose_device(run.device)
-        return cls(run, folder, device, choose_dtype(run.precision, device), resume, report, [])
+    def corpus(
+        self,
+        paths: Sequence[Path],
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        text_column: str,
+        label_column: str | None = None,
+    ) -> Corpus:
+        """The text of these files, tokenised to disk under this name by rank 0 and mapped by every process."""
+        out = self.folder.work / name
+        with self.processes.leader_first():
+            if self.processes.leads:
+                return build_corpus(paths, tokenizer, out=out, text_column=text_column, label_column=label_column)
+            return Corpus.open(out)
 
     def learn(self, stage: Stage, checkpoints: Path) -> None:
         """Run a stage; its epochs join the run's metrics as they end."""
@@ -49,18 +71,83 @@ class Setting:
                 self.history.extend(event.history)
             if isinstance(event, EpochEnded):
                 self.history.append(event.record)
-            if isinstance(event, (StageStarted, EpochEnded)):
+            if isinstance(event, (StageStarted, EpochEnded)) and self.processes.leads:
                 self.folder.write_metrics(self.history)
             self.report(event)
 
+        watch = None if self.profile is None else Stopwatch(self.device)
         run_stage(
             stage,
             folder=checkpoints,
             resume=self.resume,
             checkpoint_seconds=self.run.checkpoint_minutes * 60,
             report=note,
+            processes=self.processes,
+            lap=watch or untimed,
         )
-        self.report(StageEnded(stage.name, time.monotonic() - clock))
+        parts = None if watch is None else watch.seconds()
+        self.tell(StageEnded(stage.name, time.monotonic() - clock, parts))
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on; what a stage's time went to joins the run's profile."""
+        if isinstance(event, StageEnded) and event.parts is not None and self.profile is not None:
+            self.profile[event.name] = event.parts
+            if self.processes.leads:
+                self.folder.write_json(PROFILE, self.profile)
+        self.report(event)
+
+    def draw_curve(self) -> None:
+        """The perplexity of every epoch as a picture beside metrics.jsonl, where there is any and it can be drawn."""
+        measured = [record for record in self.history if "perplexity" in record]
+        if not (measured and self.processes.leads):
+            return
+        if can_draw():
+            draw_perplexity(measured, self.folder.out / CURVE)
+        else:
+            self.report(Note(f"no {CURVE}: to have perplexity drawn, pip install 'ulmfit[plots]'"))
+
+    def saved(self, bundle: AnyBundle) -> AnyBundle:
+        """The bundle saved as the run's result and read back, as one who goes on from it after a resume gets it."""
+        with self.processes.leader_first():
+            if self.processes.leads:
+                bundle.save(self.folder.out, storage=self.run.storage)
+            return type(bundle).load(self.folder.out)
+
+
+@contextmanager
+def open_setting(
+    out: Path,
+    *,
+    command: str,
+    config: PretrainConfig | TuneConfig | ClassifyConfig | TrainConfig,
+    inputs: Mapping[str, Any],
+    resume: bool,
+    report: Report,
+    profile: bool,
+) -> Iterator[Setting]:
+    """The setting of a run in the folder `out`, in each of its processes; rank 0 alone opens and writes the folder.
+
+    Raises what `open_run` does, and ConfigError where the device is not there.
+    """
+    with joined() as processes, ExitStack() as stack:
+        with processes.leader_first():
+            if processes.leads:
+                opened = open_run(out, command=command, config=config, inputs=inputs, resume=resume)
+                folder = stack.enter_context(opened)
+            else:
+                folder = RunFolder(out)
+            device = processes.device(config.run.device)
+        yield Setting(
+            run=config.run,
+            folder=folder,
+            processes=processes,
+            device=device,
+            dtype=choose_dtype(config.run.precision, device),
+            resume=resume,
+            report=report if processes.leads else silent,
+            history=[],
+            profile={} if profile else None,
+        )
 
 
 def on_device(device: torch.device, array: np.ndarray[Any, Any]) -> Tensor:
@@ -71,6 +158,10 @@ def on_device(device: torch.device, array: np.ndarray[Any, Any]) -> Tensor:
 
 def groups_by_name(layer_groups: Sequence[LayerGroup]) -> dict[str, Sequence[Tensor]]:
     return {group.name: group.parameters for group in layer_groups}
+
+
+def stacked_by_name(layer_groups: Sequence[LayerGroup]) -> dict[str, int]:
+    return {group.name: group.stacked for group in layer_groups}
 
 
 def describe_inputs(**given: Any) -> dict[str, Any]:
@@ -114,7 +205,7 @@ def run_facts(setting: Setting, stage: str, *, base: str | None, corpus: Corpus,
         "data": {"documents": len(corpus), **data},
         "training": {"seed": setting.run.seed, "compute dtype": str(setting.dtype).removeprefix("torch.")},
         "results": results,
-        "hardware": hardware(setting.device),
+        "hardware": {**hardware(setting.device), "processes": setting.processes.size},
         "history": list(setting.history),
     }
 

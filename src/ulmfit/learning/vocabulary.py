@@ -16,15 +16,16 @@ from ulmfit.text.tokenizer import Tokenizer, train_tokenizer
 
 
 def learn_tokenizer(setting: Setting, texts: Sequence[Path], config: TokenizerConfig, text_column: str) -> Tokenizer:
-    """The vocabulary of the texts, learnt once a run."""
+    """The vocabulary of the texts, learnt once a run, by rank 0."""
     path = setting.folder.work / "tokenizer.json"
-    if setting.resume and path.is_file():
-        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
-    records = read_records(texts, text_column=text_column)
-    tokenizer = train_tokenizer((record.text for record in records), config=config)
-    with renamed_when_whole(path) as file:
-        file.write(tokenizer.to_json().encode())
-    return tokenizer
+    with setting.processes.leader_first():
+        if not setting.processes.leads or (setting.resume and path.is_file()):
+            return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        records = read_records(texts, text_column=text_column)
+        tokenizer = train_tokenizer((record.text for record in records), config=config)
+        with renamed_when_whole(path) as file:
+            file.write(tokenizer.to_json().encode())
+        return tokenizer
 
 
 def domain_tokenizer(

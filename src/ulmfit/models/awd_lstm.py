@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ulmfit.config import EncoderConfig
+from ulmfit.int8_rows import quantise_rows
 from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
+from ulmfit.models.int8_lstm import Int8LstmWeights, int8_lstm, quantise_lstm
 from ulmfit.models.lstm import LstmWeights, lstm
 
 EMBEDDING_RANGE = 0.1
@@ -22,6 +25,13 @@ class AwdLstmWeights:
 
     dtype: torch.dtype
     layers: tuple[LstmWeights, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Int8AwdLstmWeights:
+    """The layers in int8, to predict on a CPU."""
+
+    layers: tuple[Int8LstmWeights, ...]
 
 
 @register_encoder("awd_lstm")
@@ -38,25 +48,32 @@ class AwdLstm(nn.Module):
         # nn.LSTM holds the parameters under the names the field knows; the kernels are called by `lstm`.
         self.lstms = nn.ModuleList(nn.LSTM(size, after) for size, after in itertools.pairwise(sizes))
 
-    def prepare(self, dtype: torch.dtype) -> AwdLstmWeights:
+    def prepare(self, dtype: torch.dtype) -> AwdLstmWeights | Int8AwdLstmWeights:
         """Cast every layer once and drop hidden-to-hidden weights: one mask a step (Merity et al. 2017, section 2)."""
+        in_int8 = dtype == torch.int8
+        assert not (in_int8 and self.training), "int8 is for prediction"
         layers = []
         for layer in self.lstms:
             input_weight, hidden_weight, input_bias, hidden_bias = (
-                getattr(layer, name).to(dtype) for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+                getattr(layer, name).to(torch.float32 if in_int8 else dtype)
+                for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
             )
             dropped = weight_dropout(hidden_weight, self.config.dropouts.weight, training=self.training)
             layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
+        if in_int8:
+            return Int8AwdLstmWeights(tuple(map(quantise_lstm, layers)))
         return AwdLstmWeights(dtype, tuple(layers))
 
     def forward(
-        self, tokens: Tensor, state: State | None = None, weights: AwdLstmWeights | None = None
+        self, tokens: Tensor, state: State | None = None, weights: AwdLstmWeights | Int8AwdLstmWeights | None = None
     ) -> tuple[Tensor, State]:
         """(time, batch) ids -> raw outputs of the last layer (time, batch, embedding_size), and the state.
 
         The state is h and c of each layer in turn, each (1, batch, size); None starts from zeros.
         """
         weights = weights or self.prepare(torch.float32)
+        if isinstance(weights, Int8AwdLstmWeights):
+            return self._forward_int8(tokens, state, weights)
         dropouts = self.config.dropouts
         table = self.embedding
         outputs = embed(tokens, table.weight, dropouts.embedding, training=self.training, sparse=table.sparse)
@@ -70,9 +87,21 @@ class AwdLstm(nn.Module):
             after += [hidden, cell]
         return outputs, tuple(after)
 
+    def _forward_int8(self, tokens: Tensor, state: State | None, weights: Int8AwdLstmWeights) -> tuple[Tensor, State]:
+        """The same without dropout and in int8; outputs and state are float32."""
+        embedded = functional.embedding(tokens, self.embedding.weight.detach())
+        rows, scales = quantise_rows(embedded.flatten(0, 1))
+        inputs, scale = rows.view(embedded.shape), scales.view(tokens.shape)
+        after: list[Tensor] = []
+        for depth, layer in enumerate(weights.layers):
+            before = None if state is None else (state[2 * depth], state[2 * depth + 1])
+            outputs, inputs, end = int8_lstm(inputs, scale if depth == 0 else None, before, layer)
+            after += end
+        return outputs, tuple(after)
+
     def layer_groups(self) -> list[LayerGroup]:
         """Embedding, then one group per LSTM layer."""
         groups = [LayerGroup("embedding", (self.embedding.weight,))]
         for depth, layer in enumerate(self.lstms):
-            groups.append(LayerGroup(f"lstm_{depth}", tuple(layer.parameters())))
+            groups.append(LayerGroup(f"lstm_{depth}", tuple(layer.parameters()), stacked=4))
         return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,7 @@ def encode_documents(
     window: int,
     horizon: int,
     dtype: torch.dtype = torch.float32,
+    weights: Any = None,
     decoder_bias: Tensor | None = None,
 ) -> Encoded:
     """Read documents in windows that carry state and pool all of their outputs: BPT3C (ULMFiT, section 3.3).
@@ -72,9 +74,13 @@ def encode_documents(
     Shapes: tokens (time, batch), padded on the right; lengths (batch,), at least 1 each, on the CPU, so that no
     window waits for the device. Gradients flow through the windows that hold a document's last `horizon` tokens,
     counted for each document by itself; earlier windows are pooled as constants. A document's result does not
-    depend on the others in its batch. With `decoder_bias`, the loss of predicting each next token with the tied
-    decoder is summed over the windows with gradient: the auxiliary loss of multi-task learning.
+    depend on the others in its batch. `weights` are what `encoder.prepare` gave, made here in `dtype` where
+    they are not given. With `decoder_bias`, the loss of predicting each next token with the tied decoder is summed over
+    the windows with gradient: the auxiliary loss of multi-task learning. No documents give no rows.
     """
+    if not len(lengths):
+        nothing = torch.zeros((), device=tokens.device)
+        return Encoded(nothing.new_zeros(0, 3 * encoder.output_size), nothing, 0)
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order]
     device = tokens.device
@@ -82,7 +88,7 @@ def encode_documents(
         tokens = tokens[:, order.to(device)]
     first_with_gradient = (sizes - horizon).clamp(min=0) // window
     on_device = sizes.to(device, non_blocking=True)
-    weights = encoder.prepare(dtype)
+    weights = weights or encoder.prepare(dtype)
     decoder = None if decoder_bias is None else (encoder.embedding.weight.to(dtype), decoder_bias.to(dtype))
     pool = ConcatPool(on_device, size=encoder.output_size)
     state: State | None = None
@@ -149,6 +155,7 @@ class Classified:
 
     logits: Tensor
     language_model_loss: Tensor
+    predicted_tokens: int
 
 
 class Classifier(nn.Module):
@@ -162,19 +169,35 @@ class Classifier(nn.Module):
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(
-        self, tokens: Tensor, lengths: Tensor, *, dtype: torch.dtype = torch.float32, with_language_model: bool = False
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        *,
+        dtype: torch.dtype = torch.float32,
+        weights: Any = None,
+        window: int | None = None,
+        with_language_model: bool = False,
+        gather: Callable[[Tensor], Tensor] = lambda pooled: pooled,
     ) -> Classified:
-        """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU."""
+        """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU.
+
+        `weights` as for `encode_documents`; `window` in place of the config's where no gradients flow. Where these are
+        a share of a batch, `gather` makes the whole batch's pooled rows of the share's: the head classifies all of
+        them, so that its BatchNorm sees what it would see in one process.
+        """
         encoded = encode_documents(
             self.encoder,
             tokens,
             lengths,
-            window=self.config.window,
+            window=window or self.config.window,
             horizon=self.config.horizon,
             dtype=dtype,
+            weights=weights,
             decoder_bias=self.decoder_bias if with_language_model else None,
         )
-        return Classified(self.head(encoded.pooled), encoded.language_model_loss / max(1, encoded.predicted_tokens))
+        predicted = encoded.predicted_tokens
+        logits = self.head(gather(encoded.pooled))
+        return Classified(logits, encoded.language_model_loss / max(1, predicted), predicted)
 
     def layer_groups(self) -> list[LayerGroup]:
         """The encoder's groups from the embedding up, then the head."""

@@ -26,7 +26,11 @@ def embed(tokens: Tensor, weight: Tensor, row_dropout: float, *, training: bool,
     applied to the looked-up rows, so the table itself is never copied. With `sparse`, nor is its gradient: it holds
     the rows looked up alone.
     """
-    embedded = functional.embedding(tokens, weight, sparse=sparse)
+    if weight.is_cuda and not sparse:
+        # The same values; but in the backward pass a frequent word's many gradients are not added up one by one.
+        embedded = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+    else:
+        embedded = functional.embedding(tokens, weight, sparse=sparse)
     if not training or row_dropout == 0:
         return embedded
     return embedded * keep_mask(weight, (weight.shape[0], 1), row_dropout)[tokens]

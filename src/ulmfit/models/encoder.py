@@ -26,6 +26,8 @@ class LayerGroup:
 
     name: str
     parameters: tuple[Tensor, ...]
+    stacked: int = 0
+    """how many linear maps each matrix here stacks, as an LSTM's its four gates; 0 for lookup tables and heads"""
 
 
 class Encoder(Protocol):
@@ -35,10 +37,13 @@ class Encoder(Protocol):
     output_size: int
 
     def prepare(self, dtype: torch.dtype) -> Any:
-        """The weights of one step: cast to the compute dtype, dropped out once, shared by the step's windows."""
+        """The weights of one step: cast to the compute dtype, dropped out once, shared by the step's windows.
+
+        int8 is asked for to predict on a CPU; an encoder that has no path in it may answer with float32 weights.
+        """
 
     def __call__(self, tokens: Tensor, state: State | None, weights: Any) -> tuple[Tensor, State]:
-        """Outputs (time, batch, output_size) in the compute dtype, and the state after the last token."""
+        """Outputs (time, batch, output_size) in the compute dtype, for int8 in float32, and the state at the end."""
 
     def layer_groups(self) -> list[LayerGroup]:
         """From the embedding up."""

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from ulmfit.models.softmax_kernel import losses_and_gradient
 
+ALIGNMENT = 8
+"""columns of ones beside the hidden vectors; tensor cores want sizes that are multiples of this"""
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**33}
 
 
@@ -37,6 +39,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += losses.sum()
             if hidden_gradient is not None:
                 torch.mm(gradient, table, out=hidden_gradient[part])
+            if weight_gradient is not None and bias_gradient is not None and gradient.is_cuda:
+                # A column of ones makes the bias's gradient a part of the product: one pass less over the logits.
+                both = gradient.t() @ functional.pad(hidden[part], (0, ALIGNMENT), value=1.0)
+                weight_gradient += both[:, :-ALIGNMENT]
+                bias_gradient += both[:, -1]
+                continue
             if weight_gradient is not None:
                 weight_gradient += gradient.t() @ hidden[part]
             if bias_gradient is not None:

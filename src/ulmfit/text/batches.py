@@ -76,6 +76,11 @@ class LanguageModelWindows:
             raise DataError(f"{tokens} tokens of text do not fill {batch_size} streams of 2 tokens or more. {way_out}.")
 
     @property
+    def streams(self) -> int:
+        """Number of streams: the width of a batch."""
+        return self._batch_size
+
+    @property
     def targets(self) -> int:
         """Number of targets in one epoch."""
         return self._stream_length * self._batch_size
@@ -88,6 +93,17 @@ class LanguageModelWindows:
         self, epoch: int, *, start: int = 0, streams: slice = slice(None)
     ) -> Generator[tuple[Int64s, Int64s], None, None]:
         """The windows of one epoch from step `start` on; `streams` picks columns of the batch, to share it out."""
+        for block, edges in self.blocks(epoch, start=start, streams=streams):
+            for left, right in pairwise(edges.tolist()):
+                yield block[left:right].astype(np.int64), block[left + 1 : right + 1].astype(np.int64)
+
+    def blocks(
+        self, epoch: int, *, start: int = 0, streams: slice = slice(None)
+    ) -> Generator[tuple[Integers, Int64s], None, None]:
+        """The same some dozens at a time, for a device to cut up: ids as stored, (time + 1, streams), and edges.
+
+        Window i of a block has the tokens [edges[i], edges[i + 1]) of it; its targets are the tokens one further.
+        """
         edges = self._edges(epoch)
         order = self._documents
         if self._shuffle:
@@ -101,9 +117,7 @@ class LanguageModelWindows:
             stop = min(max(fitting, start + 1), start + _BLOCK_WINDOWS, steps)
             begin = edges[start]
             block = self._read(order, ends, firsts + begin, int(edges[stop] - begin) + 1)
-            for step in range(start, stop):
-                left, right = edges[step] - begin, edges[step + 1] - begin
-                yield block[left:right].astype(np.int64), block[left + 1 : right + 1].astype(np.int64)
+            yield block, edges[start : stop + 1] - begin
             start = stop
 
     def _edges(self, epoch: int) -> Int64s:
@@ -154,11 +168,11 @@ class LanguageModelWindows:
 
 @dataclass(frozen=True, eq=False)
 class DocumentBatch:
-    """Documents padded on the right, longest first."""
+    """Documents padded on the right, longest first: a whole batch, or one share of it."""
 
     tokens: Int64s  # (time, batch)
     lengths: Int64s  # (batch,), never rising
-    labels: Int64s | None  # (batch,), -1 where a document has none
+    labels: Int64s | None  # (whole batch,), share after share; -1 where a document has none
     indices: Int64s  # (batch,), the documents' places in the corpus
 
 
@@ -207,11 +221,19 @@ class DocumentBatches:
         """Number of batches in this epoch; with `max_tokens` it varies a little between epochs."""
         return len(self._plan(epoch)[1])
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Generator[DocumentBatch, None, None]:
-        """The batches of one epoch from step `start` on."""
+    def epoch(
+        self, epoch: int, *, start: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Generator[DocumentBatch, None, None]:
+        """The batches of one epoch from step `start` on, or of each the share (number, of how many).
+
+        Documents are dealt out in turn, so that shares are alike in length; one of a small batch may have none. The
+        labels are those of the whole batch, share after share.
+        """
+        number, shares = share
         order, spans = self._plan(epoch)
         for left, right in spans[start:]:
-            yield self._batch(order[left:right])
+            dealt = [order[left:right][turn::shares] for turn in range(shares)]
+            yield self._batch(dealt[number], np.concatenate(dealt))
 
     def _plan(self, epoch: int) -> tuple[Int64s, Int64s]:
         """The order of documents, (documents,), and each batch's first and end place in it, (steps, 2)."""
@@ -243,14 +265,14 @@ class DocumentBatches:
             del edges[-2]
         return np.column_stack([edges[:-1], edges[1:]]).astype(np.int64)
 
-    def _batch(self, indices: Int64s) -> DocumentBatch:
+    def _batch(self, indices: Int64s, whole: Int64s) -> DocumentBatch:
         lengths = self._corpus.lengths[indices]
         # Batch-major while it is filled, one row a document; time-major for the model.
-        rows = np.full((len(indices), int(lengths[0])), self._padding_id, dtype=np.int64)
+        rows = np.full((len(indices), int(lengths.max(initial=0))), self._padding_id, dtype=np.int64)
         for row, index in zip(rows, indices.tolist(), strict=True):
             ids = self._corpus.document(index)
             row[: len(ids)] = reverse_document(ids, begin_id=self._begin_id) if self._reverse else ids
-        labels = None if self._corpus.labels is None else self._corpus.labels[indices].astype(np.int64)
+        labels = None if self._corpus.labels is None else self._corpus.labels[whole].astype(np.int64)
         return DocumentBatch(np.ascontiguousarray(rows.T), lengths, labels, indices.copy())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -42,6 +42,8 @@ class StageEnded:
 
     name: str
     seconds: float
+    parts: Mapping[str, float] | None = None
+    """seconds by what they went to, where the run is profiled"""
 
 
 @dataclass(frozen=True, slots=True)

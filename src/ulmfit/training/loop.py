@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ulmfit.training.distributed import ALONE, Processes, gradients
+from ulmfit.training.laps import Lap, untimed
 from ulmfit.training.optimizer import clip_gradients, set_rates
 
 State: TypeAlias = tuple[Tensor, ...] | None
@@ -21,9 +23,9 @@ class StepLoss:
     """What a loss function makes of a batch."""
 
     total: Tensor
-    """differentiated"""
+    """differentiated; where several processes share a batch, this one's part of its loss"""
     logged: Tensor
-    """shown and averaged over an epoch; detached"""
+    """shown and averaged over an epoch; detached; this process's part of it"""
     state: State
     """given to the next batch; detached"""
     tokens: int
@@ -56,22 +58,31 @@ def fit(
     start: int = 0,
     state: State = None,
     gradient_clip: float | None = None,
+    processes: Processes = ALONE,
+    lap: Lap = untimed,
 ) -> Iterator[Step]:
     """Train on batches, one step each, of the `total` over which the schedule runs; `start` is the first one's number.
 
-    Each step's random numbers come from (seed, step number) alone, so a resumed run draws what an unbroken one draws.
-    Nothing here waits for the device.
+    Each step's random numbers come from (seed, step number, rank) alone, so a resumed run draws what an unbroken one
+    draws. Nothing here waits for the device.
     """
     parameters = [parameter for entry in optimizer.param_groups for parameter in entry["params"]]
     for number, batch in enumerate(batches, start):
-        torch.manual_seed(int(np.random.SeedSequence((*seed, number)).generate_state(1)[0]))
+        lap("data")
+        torch.manual_seed(int(np.random.SeedSequence((*seed, number, processes.rank)).generate_state(1)[0]))
         share = schedule(number / total)
         set_rates(optimizer, share)
         optimizer.zero_grad(set_to_none=True)
         result = loss(batch, state)
+        lap("forward")
         result.total.backward()  # type: ignore[no-untyped-call]
+        lap("backward")
+        if processes.size > 1:
+            processes.sum([*gradients(parameters), result.logged])
+            lap("exchange")
         if gradient_clip is not None:
             clip_gradients(parameters, gradient_clip)
         optimizer.step()
+        lap("optimizer")
         state = result.state
         yield Step(number, result.logged, state, result.tokens, share)

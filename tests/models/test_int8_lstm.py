@@ -1,0 +1,135 @@
+"""The int8 layer against its own arithmetic in float64 and against `nn.LSTM`; a row against itself in any company."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from ulmfit.config import EncoderConfig
+from ulmfit.int8_rows import quantise_rows, restore_rows
+from ulmfit.models import int8_lstm as module
+from ulmfit.models.encoder import build_encoder
+from ulmfit.models.int8_lstm import int8_lstm, quantise_lstm
+from ulmfit.models.lstm import LstmWeights
+
+TIME, BATCH, INPUTS, HIDDEN = 24, 9, 20, 36
+
+
+def layer(inputs=INPUTS, hidden=HIDDEN):
+    torch.manual_seed(0)
+    made = nn.LSTM(inputs, hidden)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
+    return made.requires_grad_(False)
+
+
+def weights_of(made):
+    return LstmWeights(made.weight_ih_l0, made.weight_hh_l0, made.bias_ih_l0, made.bias_hh_l0)
+
+
+def some_inputs(batch=BATCH, size=INPUTS):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(-127, 128, (TIME, batch, size), generator=generator).to(torch.int8)
+
+
+def by_equations(inputs, weights):
+    """The LSTM's equations in float64 with weights that went through int8 and a hidden vector rounded to 1/127."""
+    input_weight, hidden_weight = (
+        restore_rows(*quantise_rows(weight)).double() for weight in (weights.input_weight, weights.hidden_weight)
+    )
+    bias = (weights.input_bias + weights.hidden_bias).double()
+    hidden = cell = torch.zeros(inputs.shape[1], hidden_weight.shape[1], dtype=torch.float64)
+    outputs = []
+    for step in inputs:
+        rounded = (hidden * 127).round() / 127
+        entry, forget, candidate, exit_ = (step @ input_weight.T + rounded @ hidden_weight.T + bias).chunk(4, dim=1)
+        cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
+        hidden = exit_.sigmoid() * cell.tanh()
+        outputs.append(hidden)
+    return torch.stack(outputs), cell
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("with_scale", [True, False], ids=["embeddings", "hidden vectors"])
+def test_equals_the_same_arithmetic_in_float64(with_scale):
+    inputs, weights = some_inputs(), weights_of(layer())
+    scale = torch.rand(TIME, BATCH) / 50 if with_scale else None
+    outputs, quantised, (hidden, cell) = int8_lstm(inputs, scale, None, quantise_lstm(weights))
+    plain = inputs.double() * (1 / 127 if scale is None else scale.double().unsqueeze(2))
+    reference, last_cell = by_equations(plain, weights)
+    torch.testing.assert_close(outputs.double(), reference, rtol=0, atol=1e-5)
+    assert torch.equal(quantised, (reference * 127).round().to(torch.int8))
+    assert torch.equal(hidden[0], quantised[-1].float() / 127)
+    torch.testing.assert_close(cell[0].double(), last_cell, rtol=0, atol=1e-5)
+
+
+def test_stays_near_float32():
+    inputs, made = some_inputs(), layer()
+    reference, _ = made(inputs.float() / 127)
+    outputs, _, _ = int8_lstm(inputs, None, None, quantise_lstm(weights_of(made)))
+    assert reference.std() > 0.1
+    assert (outputs - reference).square().mean().sqrt() < 0.02
+
+
+def test_a_saturated_gate_stays_within_int8():
+    weights = LstmWeights(*(torch.full_like(tensor, 9.0) for tensor in weights_of(layer())))
+    outputs, quantised, _ = int8_lstm(some_inputs().abs(), None, None, quantise_lstm(weights))
+    assert outputs.max() == 1 and quantised.max() == 127 and quantised.min() > 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_row_is_the_same_to_the_bit_in_any_batch_and_on_any_number_of_threads(count):
+    # Wide enough for kernels that differ by the number of rows, and for element-wise work on two threads.
+    inputs, weights = some_inputs(160, 96)[:6], quantise_lstm(weights_of(layer(96, 160)))
+    with threads(1):
+        whole, _, (hidden, cell) = int8_lstm(inputs, None, None, weights)
+    with threads(count):
+        for rows in (1, 2, 3, 17, 64, 160):
+            fewer, _, state = int8_lstm(inputs[:, :rows], None, None, weights)
+            assert torch.equal(fewer, whole[:, :rows])
+            assert torch.equal(state[0], hidden[:, :rows]) and torch.equal(state[1], cell[:, :rows])
+
+
+@pytest.mark.parametrize("cut", [1, 10, TIME - 1])
+def test_where_windows_and_blocks_end_changes_no_bit(monkeypatch, cut):
+    inputs, weights = some_inputs(), quantise_lstm(weights_of(layer()))
+    whole, _, end = int8_lstm(inputs, None, None, weights)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 3 * BATCH)
+    first, _, state = int8_lstm(inputs[:cut], None, None, weights)
+    second, _, after = int8_lstm(inputs[cut:], None, state, weights)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(after[0], end[0]) and torch.equal(after[1], end[1])
+
+
+def test_an_encoder_in_int8_stays_near_float32_and_carries_its_state():
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(embedding_size=24, hidden_size=40), vocab_size=50).eval()
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter, std=1.5 / parameter.shape[-1] ** 0.5)
+    tokens = torch.randint(0, 50, (20, 5))
+    with torch.inference_mode():
+        weights = encoder.prepare(torch.int8)
+        reference, _ = encoder(tokens)
+        outputs, end = encoder(tokens, None, weights)
+        first, state = encoder(tokens[:7], None, weights)
+        second, after = encoder(tokens[7:], state, weights)
+    assert reference.std() > 0.1
+    assert (outputs - reference).square().mean().sqrt() < 0.02
+    assert torch.equal(torch.cat([first, second]), outputs)
+    assert all(torch.equal(*pair) for pair in zip(after, end, strict=True))
+
+
+def test_training_in_int8_is_refused():
+    encoder = build_encoder(EncoderConfig(embedding_size=4, hidden_size=4), vocab_size=9).train()
+    with pytest.raises(AssertionError, match="prediction"):
+        encoder.prepare(torch.int8)
