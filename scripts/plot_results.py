@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-STYLES = {"forward": "-", "backward": "--"}
+STYLES = ("-", "--", ":", "-.")
 
 
 def main() -> None:
@@ -21,16 +21,20 @@ def main() -> None:
     kinds = list(dict.fromkeys(record["stage"].split()[0] for run in runs.values() for record in run["epochs"]))
     figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 3.6), squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
-        for name, run in runs.items():
+        most = 0
+        for style, (name, run) in zip(STYLES, runs.items(), strict=False):
             records = [record for record in run["epochs"] if record["stage"].startswith(kind)]
+            if not records:
+                continue
             error = "accuracy" in records[0]
             values = [100 * (1 - record["accuracy"]) if error else record["perplexity"] for record in records]
             epochs = range(1, len(values) + 1)
-            axis.plot(epochs, values, STYLES.get(name, "-"), color="black", marker="o", markersize=3, label=name)
+            most = max(most, len(values))
+            axis.plot(epochs, values, style, color="black", marker="o", markersize=3, label=name)
         axis.set_title(kind)
         axis.set_xlabel("epoch")
         axis.set_ylabel("held-out error, %" if error else "held-out perplexity")
-        axis.set_xticks(list(epochs))
+        axis.set_xticks(range(1, most + 1))
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
     figure.tight_layout()
