@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / os.environ.get("ULMFIT_DATA", "../shared/data")
 OUT = ROOT / "src/ulmfit/demo_data"
-SIZES = {"train": 300, "unsup": 2500, "test": 1000}
+SIZES = {"train": 300, "unsup": 1500, "test": 1000}
 MOST_WORDS = 130
 """reviews longer than this are left out, so that the demo takes minutes: 28 % of all are as short"""
 SEED = 20180715

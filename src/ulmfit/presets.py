@@ -128,7 +128,7 @@ def _few_labels(name: PresetName) -> ClassifySettings:
         # the language model has seen little of the domain, the lower layers have the most to learn.
         # Dropouts x .8 beat x .5 on each of three other draws, 83.5 against 81.4 on average; x 1.2 learns nothing.
         # docs/results has the whole table.
-        phases=(_cycle((-1,), 2e-2, 2), _cycle(None, 2e-3, 20 if long else 10, discriminative=1.0)),
+        phases=(_cycle((-1,), 2e-2, 2), _cycle(None, 2e-3, 20 if long else 8, discriminative=1.0)),
     )
 
 
