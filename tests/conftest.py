@@ -88,7 +88,7 @@ class TinyLanguage:
             "valid_share": 0.2,
             "phases": [
                 {"groups": [-1], "rate": 0.05, "epochs": 1},
-                {"rate": 0.05, "epochs": 14, "discriminative": 1.3, "schedule": "one_cycle"},
+                {"rate": 0.05, "epochs": 10, "discriminative": 1.3, "schedule": "one_cycle"},
             ],
         },
     }

@@ -67,7 +67,11 @@ def equal(some, others):
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_one_direction_is_right_on_texts_it_never_saw(tiny, tmp_path, direction):
-    bundle = train_on(tiny, tmp_path / "model", run__direction=direction)
+    longer = [
+        {"groups": [-1], "rate": 0.05},
+        {"rate": 0.05, "epochs": 14, "discriminative": 1.3, "schedule": "one_cycle"},
+    ]
+    bundle = train_on(tiny, tmp_path / "model", run__direction=direction, classify__phases=longer)
     assert bundle.directions == (direction,)
     assert accuracy(bundle, tiny.test) >= 0.95
 
