@@ -82,10 +82,7 @@ def test_pretraining_by_torchrun_in_two_processes_ends_as_in_one(tiny, tmp_path)
     assert_alike(tmp_path / "two", tmp_path / "one", atol=1e-5)
 
 
-ROWS_ALONE = "one process on the CPU moves the embedding rows that a batch reads, several move the whole table"
-
-
-@pytest.mark.parametrize("language_model_weight", [pytest.param(0.0, marks=pytest.mark.xfail(reason=ROWS_ALONE)), 0.5])
+@pytest.mark.parametrize("language_model_weight", [0.0, 0.5])
 def test_tuning_and_classifying_in_two_processes_end_as_in_one(tiny, two_processes, tmp_path, language_model_weight):
     """With 7 documents a batch, frozen groups first; rates are low, as high ones make much of a rounding."""
     changed = {

@@ -321,6 +321,19 @@ def test_shares_of_a_batch_are_classified_together():
     torch.testing.assert_close(model(*none, gather=lambda own: torch.cat([own, every])).logits, whole)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_share_without_documents_gives_the_embedding_a_gradient_of_the_kind_that_others_have(sparse):
+    model, texts = make(window=4), documents()
+    model.encoder.embedding.sparse = sparse
+    every = encode(model.encoder, texts, window=4, horizon=ALL).pooled.detach()
+    none = torch.zeros(0, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    model(*none, gather=lambda own: torch.cat([own, every])).logits.sum().backward()
+    gradient = model.encoder.embedding.weight.grad
+    assert gradient.is_sparse == sparse
+    assert not gradient.to_dense().any()
+    assert model.head.layers[2].weight.grad is not None
+
+
 def test_layer_groups_hold_every_parameter_once_from_the_embedding_to_the_head():
     model = make()
     groups = model.layer_groups()

@@ -67,6 +67,14 @@ def test_two_processes_gather_sum_and_agree(two_processes):
             torch.testing.assert_close(inner.grad, its_inner.grad)
             assert not unused.grad.any()
 
+            # Rows of a table: 1 and 3 here, 1 and none there.
+            table = torch.nn.Embedding(5, 2, sparse=True)
+            table(torch.tensor([[1, 3], [1]][RANK])).sum().backward()
+            processes.sum(gradients(table.parameters()))
+            counts = torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0])
+            assert table.weight.grad.is_sparse
+            assert torch.equal(table.weight.grad.to_dense(), counts.unsqueeze(1).expand(5, 2))
+
             # One row for two processes: the second has none.
             rows = torch.full((1 - RANK, 3), 7.0)
             assert torch.equal(processes.gather(rows, 1), torch.full((1, 3), 7.0))

@@ -70,9 +70,8 @@ def learn_classifiers(
         model = Classifier(model_config)
         model.load_language_model(tuned.models[direction].state_dict())
         model = model.to(setting.device)
-        # Where nothing makes the gradient dense, as the sum over processes does. A GPU would wait for the rows' count.
-        alone_on_cpu = setting.device.type == "cpu" and setting.processes.size == 1
-        model.encoder.embedding.sparse = alone_on_cpu and settings.language_model_weight == 0
+        # Where nothing makes the gradient dense, as the tied decoder does. A GPU would wait for the rows' count.
+        model.encoder.embedding.sparse = setting.device.type == "cpu" and settings.language_model_weight == 0
         groups, plan = groups_by_name(model.layer_groups()), settings.phases
         batches = DocumentBatches(
             corpus,

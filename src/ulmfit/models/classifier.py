@@ -79,8 +79,9 @@ def encode_documents(
     the windows with gradient: the auxiliary loss of multi-task learning. No documents give no rows.
     """
     if not len(lengths):
-        nothing = torch.zeros((), device=tokens.device)
-        return Encoded(nothing.new_zeros(0, 3 * encoder.output_size), nothing, 0)
+        # Read though there is nothing to read: the table's gradient must be sparse here where it is for others.
+        nothing = encoder.embedding(tokens).sum()
+        return Encoded(nothing + nothing.new_zeros(0, 3 * encoder.output_size), torch.zeros_like(nothing), 0)
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order]
     device = tokens.device
