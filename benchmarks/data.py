@@ -81,7 +81,7 @@ def _texts(folder: Path, source: Path, *, vocab_size: int, share: int) -> Any:
 
     few_words = Tokenizer(tokenizer.tokens[:FEW_WORDS])
     (folder / "few-words.json").write_text(few_words.to_json(), encoding="utf-8")
-    tenth = min(25_000, len(learned)) // share // 10
+    tenth = max(1, min(25_000, len(learned)) // share // 10)
     for name, count in (("corpus", tenth), ("corpus-ten-times", 10 * tenth)):
         table = folder / f"{name}.parquet"
         pyarrow.parquet.write_table(pa.table({"text": [record.text for record in learned[:count]]}), table)

@@ -7,7 +7,8 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from benchmarks.gate import Gate
 from benchmarks.texts import FIRST_WORD, draw_documents, draw_ids, mixed_documents, read_texts, units_of, words
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
+from ulmfit.compute import choose_prediction_dtype
 from ulmfit.config import (
     ClassifierConfig,
     ClassifyConfig,
@@ -33,11 +35,10 @@ from ulmfit.config import (
 )
 from ulmfit.learning.classifier import classify_documents, learn_classifiers
 from ulmfit.learning.language_model import LanguageModelText, learn_language_models
-from ulmfit.learning.setting import Setting
+from ulmfit.learning.setting import Setting, open_setting
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.predict import Predictor
-from ulmfit.run_folder import RunFolder
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.text.words import SPECIALS
@@ -56,13 +57,27 @@ class GatedSetting(Setting):
     """whether a unit of work is a whole epoch, with validation and checkpoint, and not a batch"""
 
     @classmethod
-    def at(cls, gate: Gate, folder: str, settings: dict[str, Any]) -> GatedSetting:
-        """In a folder for what the stage writes, on the device asked for."""
+    @contextmanager
+    def opened(
+        cls, gate: Gate, settings: dict[str, Any], config: TuneConfig | ClassifyConfig
+    ) -> Iterator[GatedSetting]:
+        """Opened as for any run, in a folder that is gone afterwards, on the device asked for."""
         run = RunConfig(device=settings["device"], checkpoint_minutes=1e6)
-        known = Setting.of(RunFolder(Path(folder)), run, resume=False, report=silent)
-        gate.facts["dtype"] = str(known.dtype).removeprefix("torch.")
-        shared = {name: getattr(known, name) for name in Setting.__dataclass_fields__}
-        return cls(**shared, gate=gate, by_epoch="epochs" in settings)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            open_setting(
+                Path(folder) / "run",
+                command="benchmark",
+                config=config.model_copy(update={"run": run}),
+                inputs={},
+                resume=False,
+                report=silent,
+                profile=False,
+            ) as known,
+        ):
+            gate.facts["dtype"] = _name(known.dtype)
+            shared = {field.name: getattr(known, field.name) for field in fields(Setting)}
+            yield cls(**shared, gate=gate, by_epoch="epochs" in settings)
 
     def learn(self, stage: Stage, checkpoints: Path) -> None:
         """Run the stage."""
@@ -75,6 +90,10 @@ class GatedSetting(Setting):
             return self.gate.each(stage.batches(epoch, start))
 
         Setting.learn(self, replace(stage, batches=batches), checkpoints)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def tokenizer(vocab_size: int) -> Tokenizer:
@@ -113,9 +132,8 @@ def language_model_step(gate: Gate, settings: dict[str, Any]) -> None:
     source = LanguageModelText(vocabulary, training, corpus, documents, corpus, held_out)
     gate.facts["units"] = corpus.tokens if "epochs" in settings else batch * window
     config = TuneConfig(tune=TuneSettings(training=training))
-    with tempfile.TemporaryDirectory() as folder:
-        setting = GatedSetting.at(gate, folder, settings)
-        model = LanguageModel(_language_model(settings))
+    model = LanguageModel(_language_model(settings))
+    with GatedSetting.opened(gate, settings, config) as setting:
         learn_language_models(setting, source, lambda _: model, config=config, stage="benchmark", base=None)
 
 
@@ -141,21 +159,14 @@ def classifier_step(gate: Gate, settings: dict[str, Any]) -> None:
         phases=(phase,),
     )
     gate.facts["units"] = settings["batch"] * settings["tokens"]
-    config = _language_model(settings)
-    base = LanguageModelBundle(config, tokenizer(settings["vocab"]), {"forward": LanguageModel(config)})
-    with tempfile.TemporaryDirectory() as folder:
-        setting = GatedSetting.at(gate, folder, settings)
+    sizes = _language_model(settings)
+    base = LanguageModelBundle(sizes, tokenizer(settings["vocab"]), {"forward": LanguageModel(sizes)})
+    config = ClassifyConfig(classify=classify)
+    with GatedSetting.opened(gate, settings, config) as setting, tempfile.TemporaryDirectory() as folder:
         labelled = Path(folder) / "labelled.parquet"
         labels = ["bad", "good"] * (count // 2) + ["bad"] * (count % 2)
         pyarrow.parquet.write_table(pa.table({"text": texts, "label": labels}), labelled)
-        learn_classifiers(
-            setting,
-            labelled,
-            base,
-            config=ClassifyConfig(classify=classify),
-            text_column="text",
-            label_column="label",
-        )
+        learn_classifiers(setting, labelled, base, config=config, text_column="text", label_column="label")
 
 
 def _classifier(settings: dict[str, Any], tokenizer: Tokenizer) -> ClassifierBundle:
@@ -167,13 +178,18 @@ def _classifier(settings: dict[str, Any], tokenizer: Tokenizer) -> ClassifierBun
 
 def predict_ids(gate: Gate, settings: dict[str, Any]) -> None:
     """One unit: classify documents that are tokenised already."""
-    dtype = GatedSetting.at(gate, tempfile.gettempdir(), settings).dtype
+    device = torch.device(settings["device"])
+    dtype = choose_prediction_dtype("auto", device)
     own = tokenizer(settings["vocab"])
     documents = mixed_documents(settings)
     corpus = Corpus.from_documents(documents, vocab_size=settings["vocab"])
-    model = _classifier(settings, own).models["forward"].to(settings["device"]).eval()
-    gate.facts["units"] = units_of(documents, settings)
-    gate.forever(lambda: classify_documents(model, corpus, direction="forward", tokenizer=own, dtype=dtype))
+    model = _classifier(settings, own).models["forward"].to(device).eval()
+    with torch.inference_mode():  # as a Predictor does when it is made
+        weights = model.encoder.prepare(dtype)
+    gate.facts.update(units=units_of(documents, settings), dtype=_name(dtype))
+    gate.forever(
+        lambda: classify_documents(model, corpus, direction="forward", tokenizer=own, dtype=dtype, weights=weights)
+    )
 
 
 def predict(gate: Gate, settings: dict[str, Any]) -> None:
