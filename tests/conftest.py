@@ -12,7 +12,8 @@ import signal
 import socket
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import forkserver
@@ -34,6 +35,30 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}; set ULMFIT_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def threads() -> Callable[[int], AbstractContextManager[None]]:
+    """`with threads(2):` gives torch that many threads for a while."""
+    import torch
+
+    @contextmanager
+    def given(count: int) -> Iterator[None]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    return given
+
+
+@pytest.fixture(scope="module")
+def one_thread(threads: Callable[[int], AbstractContextManager[None]]) -> Iterator[None]:
+    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
+    with threads(1):
+        yield
 
 
 # --- a language so small that models of it are trained while one waits ----------------------------------------------

@@ -14,17 +14,10 @@ from ulmfit import cli
 from ulmfit.config import PretrainConfig, TrainConfig
 from ulmfit.pipeline import pretrain, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STILL = {"input": 0.0, "embedding": 0.0, "weight": 0.0, "hidden": 0.0}
 CLOCKS = {"seconds", "tokens_per_second"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def metrics(out):

@@ -3,7 +3,6 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -86,16 +85,6 @@ def predictor():
     return Predictor(make(), device="cpu", precision="float32")
 
 
-@contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def alone(predictor, texts):
     return np.concatenate([predictor.probabilities([text]) for text in texts])
 
@@ -137,7 +126,7 @@ def test_a_text_scores_the_same_alone_and_in_any_batch_beside_any_others(precisi
 
 
 @pytest.mark.parametrize("precision", list(TOLERANCE))
-def test_a_text_scores_the_same_with_any_number_of_threads(precision):
+def test_a_text_scores_the_same_with_any_number_of_threads(threads, precision):
     predictor = Predictor(make(), device="cpu", precision=precision)
     with threads(1):
         wanted = alone(predictor, TEXTS[:5])

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from ulmfit import cli
 from ulmfit.config import TrainConfig
@@ -17,19 +16,12 @@ from ulmfit.errors import OutputError
 from ulmfit.pipeline import train
 from ulmfit.training.events import StageEnded, StageStarted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERY_STEP = {"run__checkpoint_minutes": 1e-9}
 CLOCKS = {"seconds", "tokens_per_second"}
 PATIENCE = 60.0
 """seconds after which a test gives up waiting for another process"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The int8 layer against its own arithmetic in float64 and against `nn.LSTM`; a row against itself in any company."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import nn
@@ -50,16 +48,6 @@ def by_equations(inputs, weights):
     return torch.stack(outputs), cell
 
 
-@contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("with_scale", [True, False], ids=["embeddings", "hidden vectors"])
 def test_equals_the_same_arithmetic_in_float64(with_scale):
     inputs, weights = some_inputs(), weights_of(layer())
@@ -88,7 +76,7 @@ def test_a_saturated_gate_stays_within_int8():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_row_is_the_same_to_the_bit_in_any_batch_and_on_any_number_of_threads(count):
+def test_a_row_is_the_same_to_the_bit_in_any_batch_and_on_any_number_of_threads(threads, count):
     # Wide enough for kernels that differ by the number of rows, and for element-wise work on two threads.
     inputs, weights = some_inputs(160, 96)[:6], quantise_lstm(weights_of(layer(96, 160)))
     with threads(1):

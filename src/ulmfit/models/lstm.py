@@ -9,15 +9,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+
+from ulmfit.models.bias_column import with_bias, with_ones
 
 # cuDNN wants the weights in one buffer and copies them there when dropout or a cast has just made them anew: 40 MB a
 # step, nothing beside the step itself.
 warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
-
-
-ALIGNMENT = 8
-"""columns that the bias's takes up; tensor cores want sizes that are multiples of this"""
 
 
 class LstmWeights(NamedTuple):
@@ -68,12 +65,8 @@ def lstm_with_bias_column(
     So their gradient comes with that of the weights. cuDNN's own pass for it reads all gates again, a twelfth of an LM
     step on an H100.
     """
-    bias = (weights.input_bias + weights.hidden_bias).unsqueeze(1)
-    input_weight = torch.cat([weights.input_weight, bias, bias.new_zeros(len(bias), ALIGNMENT - 1)], dim=1)
-    inputs = functional.pad(inputs, (0, ALIGNMENT), value=1.0)
-    outputs, hidden, cell = torch.lstm(
-        inputs, state, [input_weight, weights.hidden_weight], False, 1, 0.0, True, False, False
-    )
+    stacked = [with_bias(weights.input_weight, weights.input_bias + weights.hidden_bias), weights.hidden_weight]
+    outputs, hidden, cell = torch.lstm(with_ones(inputs), state, stacked, False, 1, 0.0, True, False, False)
     return outputs, (hidden, cell)
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ulmfit.models.bias_column import COLUMNS, with_ones
 from ulmfit.models.softmax_kernel import losses_and_gradient
 
-ALIGNMENT = 8
-"""columns of ones beside the hidden vectors; tensor cores want sizes that are multiples of this"""
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**33}
 
 
@@ -40,15 +39,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if hidden_gradient is not None:
                 torch.mm(gradient, table, out=hidden_gradient[part])
             if weight_gradient is not None and bias_gradient is not None and gradient.is_cuda:
-                # A column of ones makes the bias's gradient a part of the product: one pass less over the logits.
-                both = gradient.t() @ functional.pad(hidden[part], (0, ALIGNMENT), value=1.0)
-                weight_gradient += both[:, :-ALIGNMENT]
+                # One pass less over the logits.
+                both = gradient.t() @ with_ones(hidden[part])
+                weight_gradient += both[:, :-COLUMNS]
                 bias_gradient += both[:, -1]
-                continue
-            if weight_gradient is not None:
-                weight_gradient += gradient.t() @ hidden[part]
-            if bias_gradient is not None:
-                bias_gradient += gradient.sum(0)
+            else:
+                if weight_gradient is not None:
+                    weight_gradient += gradient.t() @ hidden[part]
+                if bias_gradient is not None:
+                    bias_gradient += gradient.sum(0)
         ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient, weight.dtype, bias.dtype)
         return total
 
