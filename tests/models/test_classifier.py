@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from ulmfit.config import ClassifierConfig, EncoderConfig, EncoderDropouts, HeadConfig, LanguageModelConfig
+from ulmfit.models import classifier
 from ulmfit.models.classifier import Classifier, ConcatPool, Head, encode_documents
 from ulmfit.models.language_model import LanguageModel
 
@@ -102,6 +103,20 @@ def test_concat_pool_gives_single_precision_from_half():
 
 
 # --- windows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [4, 12, 1000])
+@pytest.mark.parametrize("horizon", [10, 1000])
+def test_windows_read_together_equal_windows_one_by_one_forward_and_backward(monkeypatch, together, horizon):
+    encoder, texts = make().encoder, documents()
+    results = []
+    for steps in (1, together):
+        monkeypatch.setattr(classifier, "BLOCK_STEPS", {"cpu": steps})
+        monkeypatch.setattr(classifier, "BLOCK_TOKENS", {"cpu": 6 * steps})
+        pooled = encode(encoder, texts, window=4, horizon=horizon).pooled
+        results.append([pooled, *torch.autograd.grad(pooled.cos().sum(), list(encoder.parameters()))])
+    for one_by_one, at_once in zip(*results, strict=True):
+        torch.testing.assert_close(at_once, one_by_one)
 
 
 @pytest.mark.parametrize("window", [1, 4, 5, 17, 50])

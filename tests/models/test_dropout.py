@@ -95,3 +95,26 @@ def test_equal_seeds_give_equal_masks():
         return keep_mask(torch.ones(1), (5, 5), 0.5)
 
     assert torch.equal(draw(), draw())
+
+
+def test_locked_dropout_draws_one_mask_for_each_window():
+    torch.manual_seed(0)
+    dropped = locked_dropout(torch.ones(10, 3, 50), 0.4, training=True, window=4)
+    for start in (0, 4, 8):
+        window = dropped[start : start + 4]
+        assert torch.equal(window, window[:1].expand_as(window))
+    assert not torch.equal(dropped[3], dropped[4])
+    assert not torch.equal(dropped[7], dropped[8])
+    torch.testing.assert_close(dropped.mean(), torch.tensor(1.0), atol=0.1, rtol=0)
+
+
+def test_embedding_rows_are_dropped_anew_in_each_window():
+    torch.manual_seed(0)
+    table = torch.rand(30, 4) + 1
+    tokens = torch.arange(30).repeat(10, 1)
+    embedded = embed(tokens, table, 0.5, training=True, window=4)
+    kept = (embedded != 0).all(2)
+    for start in (0, 4, 8):
+        assert torch.equal(kept[start : start + 4], kept[start : start + 1].expand_as(kept[start : start + 4]))
+    assert not torch.equal(kept[3], kept[4])
+    torch.testing.assert_close(embedded[kept], (2 * table).expand(10, 30, 4)[kept])

@@ -14,7 +14,8 @@ from ulmfit.int8_rows import quantise_rows
 from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import Int8LstmWeights, int8_lstm, quantise_lstm
-from ulmfit.models.lstm import LstmWeights, lstm
+from ulmfit.models.lanes import Lanes
+from ulmfit.models.lstm import LstmWeights, launches_once, lstm
 
 EMBEDDING_RANGE = 0.1
 
@@ -25,6 +26,8 @@ class AwdLstmWeights:
 
     dtype: torch.dtype
     layers: tuple[LstmWeights, ...]
+    lanes: Lanes
+    """where each layer's weights were made"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,39 +56,67 @@ class AwdLstm(nn.Module):
         in_int8 = dtype == torch.int8
         assert not (in_int8 and self.training), "int8 is for prediction"
         layers = []
-        for layer in self.lstms:
-            input_weight, hidden_weight, input_bias, hidden_bias = (
-                getattr(layer, name).to(torch.float32 if in_int8 else dtype)
-                for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-            )
-            dropped = weight_dropout(hidden_weight, self.config.dropouts.weight, training=self.training)
+        lanes = Lanes(len(self.lstms), self.embedding.weight.device)
+        for depth, layer in enumerate(self.lstms):
+            with lanes.at(depth):
+                input_weight, hidden_weight, input_bias, hidden_bias = (
+                    getattr(layer, name).to(torch.float32 if in_int8 else dtype)
+                    for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+                )
+                dropped = weight_dropout(hidden_weight, self.config.dropouts.weight, training=self.training)
             layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
         if in_int8:
             return Int8AwdLstmWeights(tuple(map(quantise_lstm, layers)))
-        return AwdLstmWeights(dtype, tuple(layers))
+        return AwdLstmWeights(dtype, tuple(layers), lanes)
 
     def forward(
-        self, tokens: Tensor, state: State | None = None, weights: AwdLstmWeights | Int8AwdLstmWeights | None = None
+        self,
+        tokens: Tensor,
+        state: State | None = None,
+        weights: AwdLstmWeights | Int8AwdLstmWeights | None = None,
+        *,
+        window: int | None = None,
     ) -> tuple[Tensor, State]:
         """(time, batch) ids -> raw outputs of the last layer (time, batch, embedding_size), and the state.
 
-        The state is h and c of each layer in turn, each (1, batch, size); None starts from zeros.
+        The state is h and c of each layer in turn, each (1, batch, size); None starts from zeros. Masks of dropout last
+        for `window` steps, or for all of them where it is None.
         """
         weights = weights or self.prepare(torch.float32)
         if isinstance(weights, Int8AwdLstmWeights):
             return self._forward_int8(tokens, state, weights)
-        dropouts = self.config.dropouts
-        table = self.embedding
-        outputs = embed(tokens, table.weight, dropouts.embedding, training=self.training, sparse=table.sparse)
-        outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=self.training)
+        dropouts, table = self.config.dropouts, self.embedding
+        lanes = self._lanes(tokens, weights)
+        lanes.enter(tokens, state)
+        with lanes.at(0):
+            outputs = embed(
+                tokens,
+                table.weight,
+                dropouts.embedding,
+                training=self.training,
+                window=window,
+                sparse=table.sparse,
+            )
+            outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=self.training, window=window)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):
-            if depth > 0:
-                outputs = locked_dropout(outputs, dropouts.hidden, training=self.training)
-            before = None if state is None else (state[2 * depth], state[2 * depth + 1])
-            outputs, (hidden, cell) = lstm(outputs, before, layer)
+            with lanes.at(depth):
+                if depth > 0:
+                    outputs = lanes.lift(outputs, depth)
+                    outputs = locked_dropout(outputs, dropouts.hidden, training=self.training, window=window)
+                before = None if state is None else (state[2 * depth], state[2 * depth + 1])
+                outputs, (hidden, cell) = lstm(outputs, before, layer)
             after += [hidden, cell]
-        return outputs, tuple(after)
+        end = tuple(after)
+        lanes.leave(tokens, end)
+        return outputs, end
+
+    def _lanes(self, tokens: Tensor, weights: AwdLstmWeights) -> Lanes:
+        """Side by side where one layer alone leaves the device idle, one after the other elsewhere."""
+        if launches_once(tokens.shape[1], self.config.hidden_size, weights.dtype, tokens.device):
+            return weights.lanes
+        weights.lanes.join(tensor for layer in weights.layers for tensor in layer)
+        return Lanes(1, tokens.device)
 
     def _forward_int8(self, tokens: Tensor, state: State | None, weights: Int8AwdLstmWeights) -> tuple[Tensor, State]:
         """The same without dropout and in int8; outputs and state are float32."""

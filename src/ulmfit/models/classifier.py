@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from ulmfit.config import ClassifierConfig, HeadConfig
 from ulmfit.models.encoder import Encoder, LayerGroup, State, build_encoder, detach, select_rows
 from ulmfit.models.softmax_loss import linear_cross_entropy
+
+BLOCK_STEPS, BLOCK_TOKENS = {"cuda": 210}, {"cuda": 2**17}
+"""steps that a GPU reads at once, and tokens, if they are whole windows: the host launches less"""
 
 
 class ConcatPool:
@@ -29,22 +32,37 @@ class ConcatPool:
         self.maximum = torch.full(shape, -math.inf, device=lengths.device)
         self.sum = torch.zeros(shape, device=lengths.device)
 
-    def add(self, outputs: Tensor, remaining: Tensor) -> None:
-        """`outputs` (time, rows, size) of the first `rows` documents; `remaining` (rows,) tokens each has from here."""
+    def add(self, outputs: Tensor, remaining: Tensor | None) -> None:
+        """`outputs` (time, rows, size) of the first `rows` documents; `remaining` (rows,) tokens each has from here.
+
+        None says that all of these documents go on after the window.
+        """
         time, rows, _ = outputs.shape
         outputs = outputs.float()
-        real = torch.arange(time, device=outputs.device).unsqueeze(1) < remaining
-        maximum = outputs.masked_fill(~real.unsqueeze(2), -math.inf).amax(0)
-        total = (outputs * real.unsqueeze(2)).sum(0)
-        at_end = remaining.clamp(max=time) - 1
-        last = outputs[at_end, torch.arange(rows, device=outputs.device)]
-        self.maximum = torch.cat([torch.maximum(self.maximum[:rows], maximum), self.maximum[rows:]])
-        self.sum = torch.cat([self.sum[:rows] + total, self.sum[rows:]])
-        self.last = torch.cat([last, self.last[rows:]])
+        if remaining is None:
+            maximum, total = outputs.amax(0), outputs.sum(0)
+        else:
+            real = torch.arange(time, device=outputs.device).unsqueeze(1) < remaining
+            maximum = outputs.masked_fill(~real.unsqueeze(2), -math.inf).amax(0)
+            total = (outputs * real.unsqueeze(2)).sum(0)
+            at_end = remaining.clamp(max=time) - 1
+            self.last = _first_rows(outputs[at_end, torch.arange(rows, device=outputs.device)], self.last)
+        self.maximum = _first_rows(torch.maximum(_first(self.maximum, rows), maximum), self.maximum)
+        self.sum = _first_rows(_first(self.sum, rows) + total, self.sum)
 
     def result(self) -> Tensor:
         """(documents, 3 * size) in float32."""
         return torch.cat([self.last, self.maximum, self.sum / self.lengths.unsqueeze(1)], dim=1)
+
+
+def _first(whole: Tensor, rows: int) -> Tensor:
+    """The first rows; all of them without a slice, whose backward pass would write zeros and a copy."""
+    return whole if rows == len(whole) else whole[:rows]
+
+
+def _first_rows(rows: Tensor, whole: Tensor) -> Tensor:
+    """`whole` with other first rows."""
+    return rows if len(rows) == len(whole) else torch.cat([rows, whole[len(rows) :]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,35 +103,54 @@ def encode_documents(
     order = torch.argsort(lengths, descending=True, stable=True)
     sizes = lengths[order]
     device = tokens.device
-    if not torch.equal(order, torch.arange(len(order))):
+    sorted_already = torch.equal(order, torch.arange(len(order)))
+    if not sorted_already:
         tokens = tokens[:, order.to(device)]
     first_with_gradient = (sizes - horizon).clamp(min=0) // window
+    edges = {window * first for first in first_with_gradient.tolist()}
     on_device = sizes.to(device, non_blocking=True)
     weights = weights or encoder.prepare(dtype)
     decoder = None if decoder_bias is None else (encoder.embedding.weight.to(dtype), decoder_bias.to(dtype))
     pool = ConcatPool(on_device, size=encoder.output_size)
     state: State | None = None
     auxiliary, predicted = torch.zeros((), device=device), 0
-    for index, start in enumerate(range(0, int(sizes[0]), window)):
-        rows = int((sizes > start).sum())
-        constant = int((first_with_gradient[:rows] > index).sum())
+    for start, end, rows in _blocks(sizes, window, edges=edges, device=device):
+        constant = int((window * first_with_gradient[:rows] > start).sum())
         if state is not None and state[0].shape[1] != rows:
             state = select_rows(state, rows)
-        ids = tokens[start : start + window, :rows]
         with torch.set_grad_enabled(torch.is_grad_enabled() and constant < rows):
-            outputs, state = encoder(ids, state, weights)
+            outputs, state = encoder(tokens[start:end, :rows], state, weights, window=window)
         if 0 < constant < rows:
             outputs = _cut_rows(outputs, constant)
             state = tuple(_cut_rows(tensor, constant) for tensor in state)
         elif constant:
             state = detach(state)
-        pool.add(outputs, on_device[:rows] - start)
+        all_go_on = int(sizes[rows - 1]) > end
+        pool.add(outputs, None if all_go_on else on_device[:rows] - start)
         if decoder is not None and constant < rows:
-            targets, count = _next_tokens(tokens, sizes, start=start, window=window, rows=rows, skip=constant)
+            targets, count = _next_tokens(tokens, sizes, start=start, end=end, rows=rows, skip=constant)
             hidden = outputs[: len(targets), constant:].flatten(0, 1)
             auxiliary = auxiliary + linear_cross_entropy(hidden, *decoder, targets.flatten())
             predicted += count
-    return Encoded(pool.result()[torch.argsort(order).to(device)], auxiliary, predicted)
+    pooled = pool.result()
+    return Encoded(pooled if sorted_already else pooled[torch.argsort(order).to(device)], auxiliary, predicted)
+
+
+def _blocks(
+    sizes: Tensor, window: int, *, edges: Collection[int], device: torch.device
+) -> Iterator[tuple[int, int, int]]:
+    """Start and end of the windows and the documents that reach there, `sizes` (batch,) being sorted.
+
+    On a GPU some windows go together, but none that an edge parts.
+    """
+    steps, tokens = BLOCK_STEPS.get(device.type, 1), BLOCK_TOKENS.get(device.type, 1)
+    start, time = 0, int(sizes[0])
+    while start < time:
+        rows = int((sizes > start).sum())
+        together = max(1, min(steps, tokens // rows) // window)
+        end = min([time, start + together * window, *(edge for edge in edges if edge > start)])
+        yield start, end, rows
+        start = end
 
 
 def _cut_rows(tensor: Tensor, count: int) -> Tensor:
@@ -121,9 +158,9 @@ def _cut_rows(tensor: Tensor, count: int) -> Tensor:
     return torch.cat([tensor[:, :count].detach(), tensor[:, count:]], dim=1)
 
 
-def _next_tokens(tokens: Tensor, sizes: Tensor, *, start: int, window: int, rows: int, skip: int) -> tuple[Tensor, int]:
-    """Targets (time, rows - skip) of a window, -100 past each document's end, and how many there are."""
-    targets = tokens[start + 1 : start + window + 1, skip:rows]
+def _next_tokens(tokens: Tensor, sizes: Tensor, *, start: int, end: int, rows: int, skip: int) -> tuple[Tensor, int]:
+    """Targets (time, rows - skip) of some windows, -100 past each document's end, and how many there are."""
+    targets = tokens[start + 1 : end + 1, skip:rows]
     left = (sizes[skip:rows] - 1 - start).clamp(min=0, max=len(targets))
     real = torch.arange(len(targets), device=tokens.device).unsqueeze(1) < left.to(tokens.device)
     return targets.where(real, -100), int(left.sum())

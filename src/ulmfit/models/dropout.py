@@ -12,19 +12,34 @@ def keep_mask(like: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - rate).div_(1 - rate)
 
 
-def locked_dropout(inputs: Tensor, rate: float, *, training: bool) -> Tensor:
-    """Dropout with one mask for all time steps: (time, batch, size) -> the same shape."""
+def locked_dropout(inputs: Tensor, rate: float, *, training: bool, window: int | None = None) -> Tensor:
+    """Dropout with one mask for all time steps: (time, batch, size) -> the same shape.
+
+    With `window`, one mask for each window of so many steps.
+    """
     if not training or rate == 0:
         return inputs
-    return inputs * keep_mask(inputs, (1, inputs.shape[1], inputs.shape[2]), rate)
+    time, batch, size = inputs.shape
+    if window is None or window >= time:
+        return inputs * keep_mask(inputs, (1, batch, size), rate)
+    masks = keep_mask(inputs, (-(-time // window), batch, size), rate)
+    return inputs * masks.repeat_interleave(window, dim=0)[:time]
 
 
-def embed(tokens: Tensor, weight: Tensor, row_dropout: float, *, training: bool, sparse: bool = False) -> Tensor:
-    """Look up tokens with whole rows of the table dropped: (...) and (vocabulary, size) -> (..., size).
+def embed(
+    tokens: Tensor,
+    weight: Tensor,
+    row_dropout: float,
+    *,
+    training: bool,
+    window: int | None = None,
+    sparse: bool = False,
+) -> Tensor:
+    """Look up tokens with whole rows of the table dropped: (time, batch) and (vocabulary, size) -> (..., size).
 
-    A dropped token is absent at each of its places in the window; the rest are scaled up. The mask is
-    applied to the looked-up rows, so the table itself is never copied. With `sparse`, nor is its gradient: it holds
-    the rows looked up alone.
+    A dropped token is absent at each of its places in the window of `window` steps, or in all of them where it is
+    None; the rest are scaled up. The mask is applied to the looked-up rows, so the table itself is never copied. With
+    `sparse`, nor is its gradient: it holds the rows looked up alone.
     """
     if weight.is_cuda and not sparse:
         # The same values; but in the backward pass a frequent word's many gradients are not added up one by one.
@@ -33,7 +48,12 @@ def embed(tokens: Tensor, weight: Tensor, row_dropout: float, *, training: bool,
         embedded = functional.embedding(tokens, weight, sparse=sparse)
     if not training or row_dropout == 0:
         return embedded
-    return embedded * keep_mask(weight, (weight.shape[0], 1), row_dropout)[tokens]
+    rows, time = weight.shape[0], tokens.shape[0]
+    if window is None or window >= time:
+        return embedded * keep_mask(weight, (rows, 1), row_dropout)[tokens]
+    masks = keep_mask(weight, (-(-time // window) * rows, 1), row_dropout)
+    first = torch.arange(time, device=tokens.device).div(window, rounding_mode="floor").mul(rows).unsqueeze(1)
+    return embedded * masks[tokens + first]
 
 
 def weight_dropout(weight: Tensor, rate: float, *, training: bool) -> Tensor:

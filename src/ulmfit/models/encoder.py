@@ -42,8 +42,14 @@ class Encoder(Protocol):
         int8 is asked for to predict on a CPU; an encoder that has no path in it may answer with float32 weights.
         """
 
-    def __call__(self, tokens: Tensor, state: State | None, weights: Any) -> tuple[Tensor, State]:
-        """Outputs (time, batch, output_size) in the compute dtype, for int8 in float32, and the state at the end."""
+    def __call__(
+        self, tokens: Tensor, state: State | None, weights: Any, *, window: int | None = None
+    ) -> tuple[Tensor, State]:
+        """Outputs (time, batch, output_size) in the compute dtype, for int8 in float32, and the state at the end.
+
+        With `window`, as if called for one window of so many steps after another: what is drawn at random for a call
+        is drawn for each window.
+        """
 
     def layer_groups(self) -> list[LayerGroup]:
         """From the embedding up."""

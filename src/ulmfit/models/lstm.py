@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulmfit.models.bias_column import with_bias, with_ones
+from ulmfit.models.lstm_kernel import lstm_by_kernel, suits
 
 # cuDNN wants the weights in one buffer and copies them there when dropout or a cast has just made them anew: 40 MB a
 # step, nothing beside the step itself.
@@ -35,13 +36,16 @@ def lstm(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """(time, batch, inputs) -> outputs (time, batch, hidden) and (h, c), each (1, batch, hidden).
 
-    Equal to `nn.LSTM` with the same weights: cuDNN on a GPU, oneDNN on a CPU, and to learn in bfloat16 on a CPU a
-    kernel of our own, as oneDNN's backward pass takes about four times its forward pass there.
+    Equal to `nn.LSTM` with the same weights: cuDNN on a GPU, oneDNN on a CPU. In bfloat16 there are kernels of our own:
+    for a batch that does not fill a GPU, and to learn on a CPU, where oneDNN's backward pass takes about four times its
+    forward pass.
     """
     if state is None:
         zeros = inputs.new_zeros(1, inputs.shape[1], weights.hidden_weight.shape[1])
         state = (zeros, zeros)
     learning = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *state, *weights))
+    if launches_once(inputs.shape[1], weights.hidden_weight.shape[1], inputs.dtype, inputs.device):
+        return lstm_by_kernel(inputs, state, weights)
     if learning and inputs.device.type == "cpu" and inputs.dtype == torch.bfloat16:
         return lstm_by_products(inputs, state, weights)
     if learning and inputs.is_cuda:
@@ -55,6 +59,11 @@ def lstm(
     if lone:
         outputs, hidden, cell = outputs[:, :1], hidden[:, :1], cell[:, :1]
     return outputs, (hidden, cell)
+
+
+def launches_once(batch: int, hidden: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `lstm` reads a window of that many sequences by a single kernel, which leaves much of a GPU idle."""
+    return dtype == torch.bfloat16 and suits(batch, hidden, device)
 
 
 def lstm_with_bias_column(
@@ -80,7 +89,7 @@ def lstm_by_products(
     """
     bias = weights.input_bias + weights.hidden_bias
     outputs, hidden, cell = _LstmByProducts.apply(  # type: ignore[no-untyped-call]
-        inputs, state[0][0], state[1][0], weights.input_weight, weights.hidden_weight, bias
+        inputs, state[0].squeeze(0), state[1].squeeze(0), weights.input_weight, weights.hidden_weight, bias
     )
     return outputs, (hidden.unsqueeze(0), cell.unsqueeze(0))
 

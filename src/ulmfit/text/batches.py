@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -168,12 +169,20 @@ class LanguageModelWindows:
 
 @dataclass(frozen=True, eq=False)
 class DocumentBatch:
-    """Documents padded on the right, longest first: a whole batch, or one share of it."""
+    """Documents, longest first: a whole batch, or one share of it."""
 
-    tokens: Int64s  # (time, batch)
+    ids: Integers  # (tokens of all documents,), document after document
     lengths: Int64s  # (batch,), never rising
     labels: Int64s | None  # (whole batch,), share after share; -1 where a document has none
     indices: Int64s  # (batch,), the documents' places in the corpus
+    padding_id: int
+
+    @cached_property
+    def tokens(self) -> Int64s:
+        """Padded on the right, (time, batch)."""
+        tokens = np.full((int(self.lengths.max(initial=0)), len(self.lengths)), self.padding_id, dtype=np.int64)
+        tokens.T[np.arange(len(tokens)) < self.lengths[:, np.newaxis]] = self.ids
+        return tokens
 
 
 class DocumentBatches:
@@ -266,14 +275,12 @@ class DocumentBatches:
         return np.column_stack([edges[:-1], edges[1:]]).astype(np.int64)
 
     def _batch(self, indices: Int64s, whole: Int64s) -> DocumentBatch:
-        lengths = self._corpus.lengths[indices]
-        # Batch-major while it is filled, one row a document; time-major for the model.
-        rows = np.full((len(indices), int(lengths.max(initial=0))), self._padding_id, dtype=np.int64)
-        for row, index in zip(rows, indices.tolist(), strict=True):
-            ids = self._corpus.document(index)
-            row[: len(ids)] = reverse_document(ids, begin_id=self._begin_id) if self._reverse else ids
+        documents = [self._corpus.document(index) for index in indices.tolist()]
+        if self._reverse:
+            documents = [reverse_document(ids, begin_id=self._begin_id) for ids in documents]
+        ids = np.concatenate(documents) if documents else np.empty(0, dtype=self._corpus.ids.dtype)
         labels = None if self._corpus.labels is None else self._corpus.labels[whole].astype(np.int64)
-        return DocumentBatch(np.ascontiguousarray(rows.T), lengths, labels, indices.copy())
+        return DocumentBatch(ids, self._corpus.lengths[indices], labels, indices.copy(), self._padding_id)
 
 
 def prefetch(items: Iterable[Item], *, depth: int = 4) -> Generator[Item, None, None]:
