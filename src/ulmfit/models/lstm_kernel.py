@@ -24,6 +24,8 @@ except ImportError:
 COUNTERS = 4096
 STAGES = 3
 """loads under way at once"""
+REGISTERS = 2**16
+"""of a processor, on every GPU that has bfloat16 products; a thread has 255 at most"""
 
 
 class Tile(NamedTuple):
@@ -67,7 +69,7 @@ def _places(tile: Tile, device: torch.device) -> int:
     if properties.major < 8:
         return 0
     by_memory = properties.shared_memory_per_multiprocessor // (tile.shared_memory() + 1024)
-    by_registers = properties.regs_per_multiprocessor // (32 * tile.warps * 255)
+    by_registers = REGISTERS // (32 * tile.warps * 255)
     on_each = min(by_memory, by_registers)
     return int(properties.multi_processor_count * on_each)
 
