@@ -155,6 +155,7 @@ class OptimizerConfig(Config):
     beta2: float = Field(0.99, ge=0, lt=1)
     epsilon: float = Field(1e-7, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    adam_rate: float = Field(1.0, gt=0, description="muon: rate of what AdamW moves there, as a multiple of the rest's")
     gradient_clip: float | None = Field(0.25, gt=0, description="largest norm of the whole gradient")
 
 

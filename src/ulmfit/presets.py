@@ -29,18 +29,19 @@ def pretrain_preset(name: PresetName) -> PretrainSettings:
     optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.01, gradient_clip=0.25)
     if name == "paper":
         # Muon: perplexity 70.8 after 1,000 steps, where AdamW had 652, and 29.4 after 4 epochs, where AdamW had 31.1
-        # after 5 (docs/results/pretrain-en).
+        # after 5. In one pass over a third of the corpus twice its rate, no dropout and another four to six times the
+        # rate for the embedding took 64.3 to 42.7 (docs/results/optimizers/muon-rates.json).
         return PretrainSettings(
-            encoder=EncoderConfig(dropouts=_LIGHT),
-            output_dropout=0.05,
+            encoder=EncoderConfig(dropouts=EncoderDropouts(input=0.0, embedding=0.0, weight=0.0, hidden=0.0)),
+            output_dropout=0.0,
             training=LanguageModelTraining(
                 batch_size=512,
                 window_jitter=0.0,
                 activation_regularisation=0.0,
                 temporal_regularisation=0.0,
                 valid_share=0.002,
-                optimizer=optimizer.model_copy(update={"name": "muon"}),
-                phases=(Phase(rate=3e-3, epochs=4, discriminative=1.0, schedule="one_cycle", rise=0.1),),
+                optimizer=optimizer.model_copy(update={"name": "muon", "adam_rate": 4.0}),
+                phases=(Phase(rate=6e-3, epochs=7, discriminative=1.0, schedule="one_cycle", rise=0.1),),
             ),
         )
     return PretrainSettings(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from ulmfit.config import OptimizerConfig, Phase
 from ulmfit.training.muon import MOMENTUM, orthogonalise
@@ -94,3 +95,16 @@ def test_saved_and_loaded_it_goes_on_to_the_bit():
         give_gradients(broken, seed)
         second.step()
     assert all(torch.equal(a, b) for a, b in zip(straight, broken, strict=True))
+
+
+def test_what_muon_leaves_to_adamw_learns_at_a_multiple_of_its_rate():
+    groups = {
+        "recurrent": [nn.Parameter(torch.eye(4)), nn.Parameter(torch.ones(4))],
+        "table": [nn.Parameter(torch.eye(4))],
+    }
+    phase = Phase(rate=0.1, discriminative=2.0)
+    config = OptimizerConfig(name="muon", adam_rate=3.0)
+    optimizer = build_optimizer(groups, phase, config, stacked={"recurrent": 1})
+    assert [entry["peak"] for entry in optimizer.param_groups] == pytest.approx([0.05, 0.15, 0.3])
+    same = build_optimizer(groups, phase, config.model_copy(update={"name": "adamw"}), stacked={"recurrent": 1})
+    assert [entry["peak"] for entry in same.param_groups] == pytest.approx([0.05, 0.05, 0.1])

@@ -34,14 +34,15 @@ def build_optimizer(
             parameter.requires_grad_(index in learning)
             parameter.grad = None
         if index in learning:
-            shared = {"lr": peaks[index], "peak": peaks[index]}
+            maps = (stacked or {}).get(name, 0)
             matrices = [parameter for parameter in parameters if parameter.dim() > 1]
             vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
-            if matrices:
-                maps = (stacked or {}).get(name, 0)
-                entries.append({"params": matrices, "weight_decay": config.weight_decay, "stacked": maps, **shared})
-            if vectors:
-                entries.append({"params": vectors, "weight_decay": 0.0, "stacked": 0, **shared})
+            for members, maps_in, decay in ((matrices, maps, config.weight_decay), (vectors, 0, 0.0)):
+                if members:
+                    apart = config.name == "muon" and not maps_in
+                    peak = peaks[index] * (config.adam_rate if apart else 1.0)
+                    shared = {"lr": peak, "peak": peak, "stacked": maps_in}
+                    entries.append({"params": members, "weight_decay": decay, **shared})
     kind = Muon if config.name == "muon" else RowwiseAdam
     return kind(
         entries,
