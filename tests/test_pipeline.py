@@ -19,13 +19,8 @@ STILL = [{"rate": 1e-20}]
 """a phase that runs and changes nothing"""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Threads that wait for each other on a busy machine make steps this small fifty times slower.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train_on(tiny, out, *, labelled=None, unlabelled=(), base=None, resume=False, report=lambda _: None, **changed):
@@ -67,11 +62,12 @@ def equal(some, others):
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_one_direction_is_right_on_texts_it_never_saw(tiny, tmp_path, direction):
-    longer = [
+    more = tiny.file("more_labelled", 240, seed=2)
+    phases = [
         {"groups": [-1], "rate": 0.05},
-        {"rate": 0.05, "epochs": 14, "discriminative": 1.3, "schedule": "one_cycle"},
+        {"rate": 0.05, "epochs": 8, "discriminative": 1.3, "schedule": "one_cycle"},
     ]
-    bundle = train_on(tiny, tmp_path / "model", run__direction=direction, classify__phases=longer)
+    bundle = train_on(tiny, tmp_path / "model", labelled=more, run__direction=direction, classify__phases=phases)
     assert bundle.directions == (direction,)
     assert accuracy(bundle, tiny.test) >= 0.95
 
