@@ -244,6 +244,10 @@ class TuneSettings(Config):
     dropouts: EncoderDropouts = EncoderDropouts()
     output_dropout: float = Field(0.1, ge=0, lt=1, description="locked dropout before the decoder")
     dropout_multiplier: float = Field(1.0, ge=0, description="on all of the above")
+    start: Literal["pretrained", "random"] = Field(
+        "pretrained", description="the base's weights, or random ones of its sizes: what pretraining is worth"
+    )
+    learn: bool = Field(True, description="false: the start over the domain's vocabulary, untrained")
     training: LanguageModelTraining = LanguageModelTraining()
 
 

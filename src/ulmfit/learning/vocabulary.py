@@ -17,9 +17,10 @@ from ulmfit.text.tokenizer import Tokenizer, train_tokenizer
 
 def learn_tokenizer(setting: Setting, texts: Sequence[Path], config: TokenizerConfig, text_column: str) -> Tokenizer:
     """The vocabulary of the texts, learnt once a run, by rank 0."""
-    path = setting.folder.work / "tokenizer.json"
-    with setting.processes.leader_first():
-        if not setting.processes.leads or (setting.resume and path.is_file()):
+    path = setting.place("tokenizer.json", texts, config=config.model_dump_json(), text_column=text_column)
+    made_before = setting.resume or setting.corpora is not None
+    with setting.processes.leader_first(), setting.alone(path):
+        if not setting.processes.leads or (made_before and path.is_file()):
             return Tokenizer.from_json(path.read_text(encoding="utf-8"))
         records = read_records(texts, text_column=text_column)
         tokenizer = train_tokenizer((record.text for record in records), config=config)
