@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from ulmfit.experiments.tables import Cell, Table
 SUFFIXES = (".png", ".svg")
 STYLES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1, 1)), "v"))
 """line style and marker, row by row"""
+LINE_POINTS = 10.0
+"""least distance of two names"""
 
 
 def draw(table: Table, stem: Path) -> list[Path]:
@@ -57,7 +60,8 @@ def _draw_labels(axis: Any, table: Table) -> None:
         _line(axis, index, xs, [cell.mean for cell in cells], [cell.deviation or 0.0 for cell in cells])
         ends.append((cells[-1].mean, name))
     axis.set_xscale("log")
-    axis.set_yscale("log")
+    if min(cell.mean for cell in table.cells) > 0:
+        axis.set_yscale("log")
     axis.set_xticks(places, [_label(place, table.cells, everything) for place in places], fontsize=8)
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(ScalarFormatter())
@@ -118,15 +122,16 @@ def _line(axis: Any, index: int, xs: Sequence[float], means: Sequence[float], de
 
 def _name_ends(axis: Any, right: float, ends: Sequence[tuple[float, str]]) -> None:
     """Each line's name at its end, moved apart where ends lie close."""
-    low, high = sorted(axis.transData.transform([(right, y) for y in axis.get_ylim()])[:, 1])
-    step = 10.0  # points on the screen
-    last = low - step
+    axis.figure.draw_without_rendering()  # so that the axes have their place
+    points = 72 / axis.figure.dpi
+    last = -math.inf
     for mean, name in sorted(ends):
-        place = max(float(axis.transData.transform((right, mean))[1]), last + step)
+        there = points * float(axis.transData.transform((right, mean))[1])
+        place = max(there, last + LINE_POINTS)
         last = place
-        offset = place - float(axis.transData.transform((right, mean))[1])
-        axis.annotate(name, (right, mean), xytext=(6, offset), textcoords="offset points", fontsize=8, va="center")
-    assert high >= low
+        axis.annotate(
+            name, (right, mean), xytext=(6, place - there), textcoords="offset points", fontsize=8, va="center"
+        )
 
 
 def _place(cell: Cell, everything: int) -> float:

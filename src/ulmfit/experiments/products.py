@@ -75,6 +75,11 @@ class Shelf:
         """Where tokenised text is kept."""
         return self.folder / "corpora"
 
+    def made(self) -> set[str]:
+        """The keys of all products there are."""
+        models = {path.parent.name for path in (self.folder / "language_models").glob(f"*/{CONFIG}")}
+        return models | {path.stem for path in (self.folder / "measured").glob("*.json")}
+
     def language_model_folder(self, key: str) -> Path:
         """Where a tuned language model lies."""
         return self.folder / "language_models" / key
@@ -168,7 +173,8 @@ class Shelf:
             model = train_baseline([record.text for record in learn], [str(record.label) for record in learn])
             probe = list(read_records([data.split(measure)], label_column="label"))
             names = [str(name) for name in model.classes_]
-            rows = model.predict_proba([record.text for record in probe]).astype(np.float32)
+            given = model.predict_proba([record.text for record in probe])
+            rows: NDArray[np.float32] = np.asarray(given, dtype=np.float32)
             labels = np.array([names.index(str(record.label)) for record in probe])
             measures = _measures(labels, rows, names)
             measured = Measured(key, [], time.monotonic() - began, rows, measures)

@@ -30,7 +30,7 @@ class Row:
         return Way.parse(dict(self.changes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experiment:
     """Rows measured alike, and the row that the others are compared with."""
 
@@ -164,9 +164,9 @@ EXPERIMENTS = (
             Row("semi-supervised", _PRESET),
             Row("tf-idf", {"learner": "tf-idf"}),
         ),
-        note="Supervised: the language model is tuned on the drawn texts alone. Semi-supervised: on all the task's text. "
-        "The paper draws validation error and prints no numbers; here it is the test error of the last epoch, or, from "
-        "2,000 labels on, of the epoch that was best on a tenth of the drawn labels.",
+        note="Supervised: the language model is tuned on the drawn texts alone. Semi-supervised: on all the task's "
+        "text. The paper draws validation error and prints no numbers; here it is test error: of the last epoch, or, "
+        "from 2,000 labels on, of the epoch that was best on a tenth of the drawn labels.",
     ),
     Experiment(
         name="forgetting",

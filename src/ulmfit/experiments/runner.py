@@ -23,12 +23,13 @@ from ulmfit.experiments.lines import RESULTS, Line, append_line, read_lines
 from ulmfit.experiments.products import Busy, Measured, Shelf, key_of, mean_of
 from ulmfit.experiments.recipes import Experiment, Row, experiment_named
 from ulmfit.experiments.tasks import Prepared, Task, prepare
-from ulmfit.experiments.ways import Way, stage_settings
+from ulmfit.experiments.ways import Way, epochs_of, stage_settings
 from ulmfit.learning.setting import base_name
 from ulmfit.pretrained import find_bundle
 from ulmfit.text.parts import output_errors
 from ulmfit.training.events import Note, Report, silent
 
+_BASE_FLAGS = {"forward": "base", "backward": "backward-base"}
 BUSY_SECONDS = 0.5
 """between two looks whether another process has made what a run needs"""
 
@@ -88,6 +89,8 @@ class Part:
     texts: tuple[Path, ...]
     language_model: str
     classifier: str
+    tuning_epochs: int
+    epochs: int
 
 
 def run_experiment(
@@ -148,27 +151,29 @@ def runs_of(
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds}: expected one seed at least")
     experiments = [experiment_named(name) for name in names]
-    if rows is not None:
-        for row in rows:
-            if not any(row == known.name for experiment in experiments for known in experiment.rows):
-                experiments[0].row(row)  # raises, with the nearest name
-    known_directions = _directions(options)
-    runs, unread = [], set()
-    for seed in range(seeds):
-        for experiment in experiments:
-            for task in data.values():
-                for count in labels_of(experiment, task, labels):
-                    for row in experiment.rows:
-                        if rows is not None and row.name not in rows:
-                            continue
-                        lacking = set(_directions_of(row.way)) - known_directions
-                        if lacking and row.way.pretrained:
-                            unread |= lacking
-                            continue
-                        runs.append(Run(experiment.name, task.name, row.name, count, seed))
+    for asked in rows or ():
+        if not any(asked == row.name for experiment in experiments for row in experiment.rows):
+            experiments[0].row(asked)  # raises, with the nearest name
+    known = _directions(options)
+
+    def lacking(row: Row) -> set[Direction]:
+        return set(_directions_of(row.way)) - known if row.way.pretrained else set()
+
+    asked_for = {
+        experiment: [row for row in experiment.rows if rows is None or row.name in rows] for experiment in experiments
+    }
+    runs = [
+        Run(experiment.name, task.name, row.name, count, seed)
+        for seed in range(seeds)
+        for experiment, its_rows in asked_for.items()
+        for task in data.values()
+        for count in labels_of(experiment, task, labels)
+        for row in its_rows
+        if not lacking(row)
+    ]
+    unread = sorted({direction for its_rows in asked_for.values() for row in its_rows for direction in lacking(row)})
     if unread:
-        direction = unread.pop()
-        said = f"the base {options.base!r} does not read {direction}; pass --{direction}-base a base that does"
+        said = f"the base {options.base!r} does not read {unread[0]}; pass --{_BASE_FLAGS[unread[0]]} a base that does"
         if not runs:
             raise ConfigError(said)
         report(Note(f"rows that need it are left out: {said}"))
@@ -179,9 +184,11 @@ def labels_of(experiment: Experiment, data: Prepared, asked: Sequence[int | None
     """How many labels the experiment's runs have on this task; what is all or more of them is None, once."""
     everything = data.counts[data.pool(experiment.measure)]
     counts = experiment.labels if asked is None else asked
-    for count in counts:
-        if count is not None and count < 2 * len(data.classes):
+    least = 2 * len(data.classes)
+    for count in asked or ():
+        if count is not None and count < least:
             raise ConfigError(f"--labels {count}: {data.title} has {len(data.classes)} classes; expected two of each")
+    counts = [count for count in counts if count is None or count >= least]
     within = [count for count in counts if count is not None and count < everything]
     return [*dict.fromkeys(within), *([None] if len(within) < len(counts) else [])]
 
@@ -212,7 +219,7 @@ def parts_of(run: Run, data: Prepared, options: Options) -> list[Part]:
     way = experiment.row(run.row).way
     if way.learner != "ulmfit":
         return []
-    labelled = data.draw(experiment.measure, run.labels, seed=run.seed)
+    labelled = data.draw_path(experiment.measure, run.labels, seed=run.seed)
     labels = data.size(experiment.measure, run.labels)
     parts = []
     for direction in _directions_of(way):
@@ -232,7 +239,9 @@ def parts_of(run: Run, data: Prepared, options: Options) -> list[Part]:
         classifier = key_of(
             settings=_portable(classify), language_model=language_model, labelled=drawn, measure=experiment.measure
         )
-        parts.append(Part(direction, base, tune, classify, texts, language_model, classifier))
+        tuning_epochs = sum(phase.epochs for phase in tune.tune.training.phases) if tune.tune.learn else 0
+        epochs = epochs_of(classify.classify.phases, layers=layers)
+        parts.append(Part(direction, base, tune, classify, texts, language_model, classifier, tuning_epochs, epochs))
     return parts
 
 

@@ -88,7 +88,7 @@ class Table:
             for part in (
                 f"Mean ± standard deviation. {self.experiment.note}",
                 "p: paired t test over runs of the same seed and labels."
-                if any(c.difference for c in self.cells)
+                if any(row[-1] != "-" for row in rows)
                 else "",
                 f"Made on {', '.join(self.hardware)}.",
             )

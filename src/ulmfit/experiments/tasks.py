@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,12 +88,12 @@ class Task:
 
 
 _DBPEDIA = (
-    "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building NaturalPlace Village "
-    "Animal Plant Album Film WrittenWork"
-).split()
+    *("Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder", "MeanOfTransportation", "Building"),
+    *("NaturalPlace", "Village", "Animal", "Plant", "Album", "Film", "WrittenWork"),
+)
 _STARS = tuple(f"{count} star{'s' * (count > 1)}" for count in range(1, 6))
 OFFICIAL_CSV = {
-    "dbpedia": ("DBpedia", "dbpedia_csv", tuple(_DBPEDIA)),
+    "dbpedia": ("DBpedia", "dbpedia_csv", _DBPEDIA),
     "yelp_polarity": ("Yelp polarity", "yelp_review_polarity_csv", ("negative", "positive")),
     "yelp_full": ("Yelp full", "yelp_review_full_csv", _STARS),
 }
@@ -186,21 +187,41 @@ class Prepared:
         everything = self.counts[self.pool(measure)]
         return everything if labels is None else min(labels, everything)
 
-    def draw(self, measure: Measure, labels: int | None, *, seed: int) -> Path:
-        """A file of so many labelled documents, drawn by the seed, classes in their shares; all of them if None."""
+    def draw_path(self, measure: Measure, labels: int | None, *, seed: int) -> Path:
+        """Where a draw lies, made or not."""
         pool = self.pool(measure)
         if labels is None or labels >= self.counts[pool]:
             return self.split(pool)
-        path = self.folder / f"{pool}-{labels}-{seed}.parquet"
+        return self.folder / f"{pool}-{labels}-{seed}.parquet"
+
+    def draw(self, measure: Measure, labels: int | None, *, seed: int) -> Path:
+        """A file of so many labelled documents, drawn by the seed, classes in their shares; all of them if None."""
+        path = self.draw_path(measure, labels, seed=seed)
         if not path.exists():
-            table = pa.parquet.read_table(self.split(pool))
+            assert labels is not None
+            table = pa.parquet.read_table(self.split(self.pool(measure)))
             drawn = _drawn(table.column("label").to_pylist(), labels, seed=seed)
             _write(path, table.take(pa.array(drawn)))
         return path
 
 
-def prepare(task: Task, folder: Path, *, labelled: int | None = None, texts: int | None = None) -> Prepared:
-    """The task's splits in `folder`, made once; with limits, of so many labelled documents and texts alone.
+def valid_share(documents: int) -> float:
+    """The share of the labelled documents that is held out to measure epochs on."""
+    return VALID_SHARE if documents >= FEW_DOCUMENTS else FEW_VALID_SHARE
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most documents to take, drawn by chance; None takes all."""
+
+    labelled: int | None = None
+    texts: int | None = None
+    """to tune on, the labelled ones among them"""
+    test: int | None = None
+
+
+def prepare(task: Task, folder: Path, *, limits: Limits = Limits()) -> Prepared:
+    """The task's splits in `folder`, made once, within the limits.
 
     Raises DataError where the folder holds the splits of other data, or a class has too few documents.
     """
@@ -208,7 +229,7 @@ def prepare(task: Task, folder: Path, *, labelled: int | None = None, texts: int
         "train": task.train.files(labelled=True),
         "test": task.test.files(labelled=True) if task.test else None,
         "unlabelled": [source.files(labelled=False) for source in task.unlabelled],
-        "limits": [labelled, texts],
+        "limits": asdict(limits),
     }
     facts = folder / "task.json"
     if facts.exists():
@@ -218,7 +239,7 @@ def prepare(task: Task, folder: Path, *, labelled: int | None = None, texts: int
         return Prepared(folder=folder, **known["prepared"])
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    splits = _splits(task, labelled, texts)
+    splits = _splits(task, limits)
     for name, rows in splits.items():
         _write(folder / f"{name}.parquet", _table(rows, labelled=name != "unlabelled"))
     kept = splits["train"] + splits["unlabelled"]
@@ -238,34 +259,40 @@ def prepare(task: Task, folder: Path, *, labelled: int | None = None, texts: int
     return prepared
 
 
-def _splits(task: Task, most_labelled: int | None, most_texts: int | None) -> dict[str, list[Example]]:
+def _splits(task: Task, limits: Limits) -> dict[str, list[Example]]:
     train = list(task.train.labelled())
-    counts: dict[str, int] = {}
-    for _, label in train:
-        counts[label] = counts.get(label, 0) + 1
-    rare = [label for label, count in counts.items() if count < 3]
-    if len(counts) < 2 or rare:
-        found = f"the class {rare[0]!r} has {counts[rare[0]]} documents" if rare else f"all have the label {[*counts]}"
-        raise DataError(f"{task.train.path}: {found}; an experiment needs two classes of three documents each")
+    _check_classes(train, task.train.path)
     if task.test is None:
         train, test = _parted(train, TEST_SHARE)
     else:
         test = list(task.test.labelled())
+        known = {label for _, label in train}
         for _, label in test:
-            if label not in counts:
+            if label not in known:
                 raise DataError(f"{task.test.path}: the label {label!r} is not among the training labels")
     unlabelled = [(text, "") for source in task.unlabelled for text in source.texts()]
-    if most_labelled is not None and most_labelled < len(train):
-        drawn = _drawn([label for _, label in train], most_labelled, seed=SPLIT_SEED)
-        chosen = set(drawn.tolist())
+    if limits.labelled is not None and limits.labelled < len(train):
+        chosen = _drawn([label for _, label in train], limits.labelled, seed=SPLIT_SEED)
         # What is not learnt from as labelled text is still text of the domain.
-        unlabelled = [(text, "") for index, (text, _) in enumerate(train) if index not in chosen] + unlabelled
-        train = [train[index] for index in drawn]
-    if most_texts is not None and most_texts < len(train) + len(unlabelled):
-        order = np.random.default_rng([SPLIT_SEED, 1]).permutation(len(unlabelled))
-        unlabelled = [unlabelled[index] for index in sorted(order[: max(0, most_texts - len(train))])]
-    learn, valid = _parted(train, VALID_SHARE if len(train) >= FEW_DOCUMENTS else FEW_VALID_SHARE)
+        others = np.setdiff1d(np.arange(len(train)), chosen)
+        unlabelled = [(train[index][0], "") for index in others] + unlabelled
+        train = [train[index] for index in chosen]
+    if limits.texts is not None:
+        unlabelled = _some(unlabelled, max(0, limits.texts - len(train)))
+    if limits.test is not None:
+        test = _some(test, limits.test)
+    learn, valid = _parted(train, valid_share(len(train)))
     return {"train": train, "learn": learn, "valid": valid, "test": test, "unlabelled": unlabelled}
+
+
+def _check_classes(rows: list[Example], path: Path) -> None:
+    counts = Counter(label for _, label in rows)
+    rarest, count = min(counts.items(), key=lambda item: item[1])
+    if len(counts) < 2 or count < 3:
+        found = f"all {count} documents have" if len(counts) < 2 else f"{count} documents have"
+        raise DataError(
+            f"{path}: {found} the label {rarest!r}; an experiment needs two classes, and three documents of each"
+        )
 
 
 def _parted(rows: list[Example], share: float) -> tuple[list[Example], list[Example]]:
@@ -274,6 +301,14 @@ def _parted(rows: list[Example], share: float) -> tuple[list[Example], list[Exam
         len(rows), valid_share=share, seed=SPLIT_SEED, labels=_numbers([label for _, label in rows])
     )
     return [rows[index] for index in first], [rows[index] for index in second]
+
+
+def _some(rows: list[Example], most: int) -> list[Example]:
+    """So many at most, drawn by chance, in their order."""
+    if len(rows) <= most:
+        return rows
+    order = np.random.default_rng([SPLIT_SEED, 1]).permutation(len(rows))
+    return [rows[index] for index in sorted(order[:most])]
 
 
 def _drawn(labels: Sequence[str], count: int, *, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:

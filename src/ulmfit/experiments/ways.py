@@ -104,7 +104,7 @@ def _classify(way: Way, classify: ClassifySettings, recipe: RecipeSettings, laye
     }
     if way.plan != "preset":
         groups = layers + GROUPS_BESIDE_LAYERS
-        epochs = recipe.epochs or _epochs(classify.phases, groups)
+        epochs = recipe.epochs or epochs_of(classify.phases, layers=layers)
         # A plan's epochs are those of its last phase; those before it have one each.
         before = {"gradual": groups - 1, "chain_thaw": groups}.get(way.plan, 0)
         rate = recipe.rate if way.discriminative > 1 else recipe.plain_rate
@@ -119,7 +119,8 @@ def _classify(way: Way, classify: ClassifySettings, recipe: RecipeSettings, laye
     return classify.override(changed)
 
 
-def _epochs(plan: PlanOrPhases, groups: int) -> int:
-    """Epochs of all phases."""
+def epochs_of(plan: PlanOrPhases, *, layers: int) -> int:
+    """Epochs of all phases of a classifier whose encoder has so many layers."""
+    groups = layers + GROUPS_BESIDE_LAYERS
     phases = phases_of(plan, groups=groups) if isinstance(plan, UnfreezingPlan) else plan
     return sum(phase.epochs for phase in phases)
