@@ -40,7 +40,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
     axis.spines[["top", "right"]].set_visible(False)
     paths = [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
     # The same picture has the same bytes: no date, no random names.
-    with mpl.rc_context({"svg.hashsalt": "ulmfit"}):
+    with mpl.rc_context({"svg.hashsalt": "ulmfit", "svg.fonttype": "none"}):
         for path in paths:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     return paths

@@ -232,7 +232,7 @@ class Shelf:
 def mean_of(first: Measured, second: Measured, data: Prepared) -> Measured:
     """Both directions as one classifier: the mean of their probabilities (ULMFiT, section 3.3)."""
     assert first.probabilities is not None and second.probabilities is not None
-    rows = (first.probabilities + second.probabilities) / 2
+    rows: NDArray[np.float32] = ((first.probabilities + second.probabilities) / 2).astype(np.float32)
     records = read_records([data.split("test")], label_column="label")
     labels = np.array([data.classes.index(str(record.label)) for record in records])
     return Measured(
