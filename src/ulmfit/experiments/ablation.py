@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -40,13 +41,14 @@ FIRST = (
 PLAN = "plan.json"
 SAMPLE = Limits(labelled=100, texts=300, test=10)
 """what speed is measured on"""
-SHARE_STEP, LEAST_SHARE = 0.8, 1e-4
-"""each share of the data that is tried is so much smaller, down to this"""
+SHARES = tuple(0.85**step for step in range(60))
+"""of the documents, tried from the largest down"""
 SLACK, LEAST_FOR_DATA = 0.85, 0.4
 """of the time: what a plan may take, and what the data get of it where starting and saving would fill it"""
 WORTHWHILE = 400
 """labelled documents below which fewer seeds are better than still fewer documents"""
-LEAST_A_CLASS, LEAST_TEST = 10, 100
+LEAST_LABELLED, LEAST_A_CLASS, LEAST_TEXTS, LEAST_TEST = 200, 10, 500, 200
+"""documents below which a table tells nothing: there the runs that tell least are left out instead"""
 EVALUATION_GAIN = 3.0
 """predicting is about so much faster than training"""
 BASELINE_SECONDS = 5.0
@@ -65,6 +67,23 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
+class Seconds:
+    """What runs take, by what of it shrinks with what."""
+
+    tuning: float = 0.0
+    classifying: float = 0.0
+    fixed: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.tuning + other.tuning, self.classifying + other.classifying, self.fixed + other.fixed)
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.tuning + self.classifying + self.fixed
+
+
+@dataclass(frozen=True, slots=True)
 class Sizes:
     """Documents of a plan, and tokens of one."""
 
@@ -74,15 +93,14 @@ class Sizes:
     classes: int
     tokens: float
 
-    def share(self, share: float) -> Sizes:
-        """So much of all of it, but no less than is worth a look."""
-        least = LEAST_A_CLASS * self.classes
-        labelled = min(self.labelled, max(least, round(share * self.labelled)))
+    def shares(self, *, labelled: float, texts: float) -> Sizes:
+        """So much of the labelled and the test documents, and of all texts, but no less than is worth a look."""
+        most = min(self.labelled, max(LEAST_LABELLED, LEAST_A_CLASS * self.classes, round(labelled * self.labelled)))
         return replace(
             self,
-            labelled=labelled,
-            texts=min(self.texts, max(labelled, round(share * self.texts))),
-            test=min(self.test, max(LEAST_TEST, round(share * self.test))),
+            labelled=most,
+            texts=min(self.texts, max(most, LEAST_TEXTS, round(texts * self.texts))),
+            test=min(self.test, max(LEAST_TEST, round(labelled * self.test))),
         )
 
     @property
@@ -222,27 +240,42 @@ def fit(
     """The largest plan that takes no longer: documents, seeds, and its seconds; the smallest one where none fits.
 
     What stages take whatever their length does not shrink with the data: where it fills the time, the data keep a
-    share of it, and the runs that tell least are left out in the end.
+    share of it, and the runs that tell least are left out in the end. Labelled documents get half of what is left to
+    the data, or what tuning on all texts leaves over; texts get the rest.
     """
     chosen, total, kept = sizes, 0.0, seeds
     for kept in range(seeds, 0, -1):
-        share, fits = 1.0, False
-        while not fits and share >= LEAST_SHARE:
-            chosen = sizes.share(share)
-            total, growing = (
-                seconds_of_plan(chosen, whole, names, options=options, speed=pace, seeds=kept)
-                for pace in (speed, replace(speed, fixed=0.0))
-            )
-            fits = growing <= max(SLACK * seconds - (total - growing), LEAST_FOR_DATA * seconds)
-            share *= SHARE_STEP
+
+        def cost(labelled: float, texts: float, seeds: int = kept) -> Seconds:
+            part = sizes.shares(labelled=labelled, texts=texts)
+            return seconds_of_plan(part, whole, names, options=options, speed=speed, seeds=seeds)
+
+        labelled, texts = _shares(cost, seconds)
+        chosen, total = sizes.shares(labelled=labelled, texts=texts), cost(labelled, texts).total
         if total <= SLACK * seconds and chosen.labelled >= min(WORTHWHILE, sizes.labelled):
             break
     return chosen, kept, total
 
 
+def _shares(cost: Callable[[float, float], Seconds], seconds: float) -> tuple[float, float]:
+    """The shares of the labelled documents and of the texts."""
+    least = SHARES[-1]
+    everything = cost(1.0, 1.0)
+    for_data = max(SLACK * seconds - everything.fixed, LEAST_FOR_DATA * seconds)
+    half = max(for_data / 2, for_data - everything.tuning)
+    labelled = _largest(lambda share: cost(share, least).classifying <= half)
+    rest = for_data - cost(labelled, least).classifying
+    return labelled, _largest(lambda share: cost(labelled, share).tuning <= rest)
+
+
+def _largest(fits: Callable[[float], bool]) -> float:
+    """The largest share that fits, or the smallest there is; where one fits all smaller ones do."""
+    return SHARES[min(bisect_left(SHARES, True, key=fits), len(SHARES) - 1)]
+
+
 def seconds_of_plan(
     sizes: Sizes, whole: Prepared, names: Sequence[str], *, options: Options, speed: Speed, seeds: int
-) -> float:
+) -> Seconds:
     """What all runs would take, each language model and classifier counted once."""
     valid = round(valid_share(sizes.labelled) * sizes.labelled)
     counts = {
@@ -255,10 +288,10 @@ def seconds_of_plan(
     imagined = replace(whole, counts=counts)
     made: set[str] = set()
     runs = runs_of(names, {whole.name: imagined}, options=options, seeds=seeds)
-    return sum(seconds_of(run, imagined, options, speed, sizes.tokens, made) for run in runs)
+    return sum((seconds_of(run, imagined, options, speed, sizes.tokens, made) for run in runs), Seconds())
 
 
-def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens: float, made: set[str]) -> float:
+def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens: float, made: set[str]) -> Seconds:
     """What a run would take; what it makes joins `made`, and what is there already takes no time.
 
     `tokens` are those of one document.
@@ -268,16 +301,16 @@ def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens:
     labelled = data.size(experiment.measure, run.labels)
     text = labelled if way.text == "labelled" else data.counts["train"] + data.counts["unlabelled"]
     parts = parts_of(run, data, options)
-    total = 0.0 if parts else BASELINE_SECONDS
+    total = Seconds(fixed=0.0 if parts else BASELINE_SECONDS)
     for part in parts:
         if part.language_model not in made:
             made.add(part.language_model)
-            total += speed.fixed + part.tuning_epochs * text * tokens / speed.tuning
+            total += Seconds(tuning=part.tuning_epochs * text * tokens / speed.tuning, fixed=speed.fixed)
         if part.classifier not in made:
             made.add(part.classifier)
             probed = part.epochs * data.counts["valid"] if experiment.measure == "valid" else data.counts["test"]
             documents = part.epochs * labelled + probed / EVALUATION_GAIN
-            total += speed.fixed + documents * tokens / speed.classifying
+            total += Seconds(classifying=documents * tokens / speed.classifying, fixed=speed.fixed)
     return total
 
 
@@ -298,7 +331,7 @@ class _Budget:
             self.expected += self.began[1]
             self.began = None
         made = set(self.made)
-        cost = seconds_of(run, self.data, self.options, self.speed, self.tokens, made)
+        cost = seconds_of(run, self.data, self.options, self.speed, self.tokens, made).total
         correction = self.real / self.expected if self.expected else 1.0
         if now + correction * cost > self.deadline:
             return False
