@@ -367,7 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{' '.join(str(error).split())} See ulmfit --help.")
     except KeyboardInterrupt:
         if not follows():
-            print("\nulmfit: stopped; go on with --resume", file=sys.stderr)
+            words = sys.argv[1:] if arguments is None else arguments
+            way = "the same command" if words and words[0] in ("experiment", "ablate") else "--resume"
+            print(f"\nulmfit: stopped; go on with {way}", file=sys.stderr)
         sys.exit(130)
 
 

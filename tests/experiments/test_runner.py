@@ -11,11 +11,12 @@ import pytest
 
 from ulmfit.baseline import train_baseline
 from ulmfit.config import ClassifyConfig
-from ulmfit.errors import ConfigError
+from ulmfit.errors import ConfigError, ProcessError
 from ulmfit.experiments.lines import RESULTS, append_line, read_lines
 from ulmfit.experiments.products import Shelf
 from ulmfit.experiments.recipes import EXPERIMENTS
-from ulmfit.experiments.runner import Run, parts_of, prepare_all, run_experiment
+from ulmfit.experiments.runner import Run, known_base, parts_of, prepare_all, run_experiment
+from ulmfit.experiments.workers import work_side_by_side
 from ulmfit.pipeline import train_classifier
 from ulmfit.predict import Predictor, evaluate
 from ulmfit.text.sources import read_records
@@ -36,6 +37,11 @@ def stages(events, kind):
 
 def notes(events):
     return " / ".join(event.text for event in events if isinstance(event, Note))
+
+
+@pytest.fixture
+def data(everything):
+    return prepare_all([everything.task], everything.options)["labelled"]
 
 
 # --- what is made ---------------------------------------------------------------------------------------------------
@@ -82,9 +88,8 @@ def test_a_run_is_what_the_pipeline_gives_with_the_settings_of_its_line(everythi
     assert [record["train_loss"] for record in records] == [epoch["train_loss"] for epoch in line["epochs"]]
 
 
-def test_both_directions_are_the_mean_of_the_two(everything):
+def test_both_directions_are_the_mean_of_the_two(everything, data):
     lines = everything.of("results")
-    data = prepare_all([everything.task], everything.options)["labelled"]
     (forward,) = parts_of(Run("results", "labelled", "forward", None, 0), data, everything.options)
     (backward,) = parts_of(Run("results", "labelled", "backward", None, 0), data, everything.options)
     rows = [np.load(everything.out / "measured" / f"{part.classifier}.npy") for part in (forward, backward)]
@@ -94,8 +99,7 @@ def test_both_directions_are_the_mean_of_the_two(everything):
     assert len(lines["both", None, 0]["language_models"]) == 2
 
 
-def test_tf_idf_is_the_baseline_on_the_same_draw(everything):
-    data = prepare_all([everything.task], everything.options)["labelled"]
+def test_tf_idf_is_the_baseline_on_the_same_draw(everything, data):
     draw = list(read_records([data.draw("test", 20, seed=0)], label_column="label"))
     model = train_baseline([record.text for record in draw], [record.label for record in draw])
     test = list(read_records([data.split("test")], label_column="label"))
@@ -225,6 +229,15 @@ def test_several_processes_make_what_one_makes_and_each_run_once(run, options, e
     assert len(read_lines(tmp_path / "out")) == 3
 
 
+def test_what_a_worker_fails_with_is_told_in_its_words(options, tiny_task, tmp_path):
+    broken = replace(options, out=tmp_path / "out")
+    data = prepare_all([tiny_task], broken)
+    data["labelled"].split("learn").unlink()
+    runs = [Run("classifier-tuning", "labelled", row, None, 0) for row in ("full", "last")]
+    with pytest.raises(ProcessError, match=r"learn\.parquet: no such file"):
+        work_side_by_side(runs, data, options=broken, workers=2, report=lambda _: None)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +254,21 @@ def test_a_base_that_reads_forward_only_makes_the_forward_rows(run, tiny, option
         run(forward, tiny_task, "bidirectional", rows=["backward"])
     with_both = replace(forward, backward_base=str(tiny.base))
     assert len(run(with_both, tiny_task, "bidirectional").lines) == 3
+
+
+def test_another_base_in_the_same_place_makes_other_language_models(tiny, options, data, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny.base, base)
+    run = Run("pretraining", "labelled", "with", None, 0)
+    elsewhere = replace(options, base=str(base))
+    (before,) = parts_of(run, data, elsewhere)
+    assert [before] == [replace(part, base=str(base)) for part in parts_of(run, data, options)]
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["facts"]["training"]["seed"] = 7
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    known_base.cache_clear()
+    (after,) = parts_of(run, data, elsewhere)
+    assert after.language_model != before.language_model and after.classifier != before.classifier
 
 
 def test_too_few_labels_or_seeds_and_unknown_rows_are_refused(run, options, tiny_task, tmp_path):

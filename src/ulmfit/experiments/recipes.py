@@ -135,7 +135,7 @@ EXPERIMENTS = (
             Row("freez + discr + stlr", {}, _RECIPE),
         ),
         note="The rates are the paper's: .01 with discriminative rates, .001 without, chain-thaw .001 for the head and "
-        ".0001 for the other layers. All rows have as many epochs in all.",
+        ".0001 for the other layers. All rows have as many epochs in all, chain-thaw six at least.",
     ),
     Experiment(
         name="bidirectional",

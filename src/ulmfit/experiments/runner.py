@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,29 @@ class Part:
     classifier: str
     tuning_epochs: int
     epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownBase:
+    """What runs ask about a base."""
+
+    layers: int
+    directions: frozenset[Direction]
+    fingerprint: str
+    """of its sizes, its words and its history"""
+
+
+@cache
+def known_base(base: str) -> KnownBase:
+    """Read once a process; BundleError where there is none."""
+    folder = find_bundle(base)
+    values = read_bundle_config(folder)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    return KnownBase(
+        layers=values["model"]["encoder"]["layers"],
+        directions=frozenset(values["weights"]),
+        fingerprint=key_of(config=values, files=sizes),
+    )
 
 
 def run_experiment(
@@ -224,9 +248,9 @@ def parts_of(run: Run, data: Prepared, options: Options) -> list[Part]:
     parts = []
     for direction in _directions_of(way):
         base = options.base_of(direction)
-        layers = read_bundle_config(find_bundle(base))["model"]["encoder"]["layers"]
+        known = known_base(base)
         tune, classify = stage_settings(
-            way, preset=options.preset, labelled=labels, layers=layers, settings=options.settings
+            way, preset=options.preset, labelled=labels, layers=known.layers, settings=options.settings
         )
         own = {"direction": direction, "device": options.device}
         tune = _with_run(tune, seed=options.language_model_seed(run.seed), **own)
@@ -234,13 +258,13 @@ def parts_of(run: Run, data: Prepared, options: Options) -> list[Part]:
         drawn = [data.fingerprint, str(labelled.name)]
         texts = tuple(data.texts) if way.text == "all" else (labelled,)
         language_model = key_of(
-            settings=_portable(tune), base=base_name(base), text=data.fingerprint if way.text == "all" else drawn
+            settings=_portable(tune), base=known.fingerprint, text=data.fingerprint if way.text == "all" else drawn
         )
         classifier = key_of(
             settings=_portable(classify), language_model=language_model, labelled=drawn, measure=experiment.measure
         )
         tuning_epochs = sum(phase.epochs for phase in tune.tune.training.phases) if tune.tune.learn else 0
-        epochs = epochs_of(classify.classify.phases, layers=layers)
+        epochs = epochs_of(classify.classify.phases, layers=known.layers)
         parts.append(Part(direction, base, tune, classify, texts, language_model, classifier, tuning_epochs, epochs))
     return parts
 
@@ -411,8 +435,4 @@ def _directions_of(way: Way) -> tuple[Direction, ...]:
 def _directions(options: Options) -> set[Direction]:
     """The directions that there is a base for."""
     directions: tuple[Direction, ...] = ("forward", "backward")
-    return {
-        direction
-        for direction in directions
-        if direction in read_bundle_config(find_bundle(options.base_of(direction)))["weights"]
-    }
+    return {name for name in directions if name in known_base(options.base_of(name)).directions}

@@ -197,8 +197,7 @@ class Prepared:
     def draw(self, measure: Measure, labels: int | None, *, seed: int) -> Path:
         """A file of so many labelled documents, drawn by the seed, classes in their shares; all of them if None."""
         path = self.draw_path(measure, labels, seed=seed)
-        if not path.exists():
-            assert labels is not None
+        if labels is not None and path != self.split(self.pool(measure)) and not path.exists():
             table = pa.parquet.read_table(self.split(self.pool(measure)))
             drawn = _drawn(table.column("label").to_pylist(), labels, seed=seed)
             _write(path, table.take(pa.array(drawn)))

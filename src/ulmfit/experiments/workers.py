@@ -33,7 +33,9 @@ def work_side_by_side(
     for number in range(workers):
         gpu = gpus[number % len(gpus)] if gpus else None
         processes.append(
-            context.Process(target=_worker, args=(number, gpu, list(runs), dict(data), options, told), daemon=True)
+            context.Process(
+                target=_worker, args=(number, workers, gpu, list(runs), dict(data), options, told), daemon=True
+            )
         )
         processes[-1].start()
     try:
@@ -66,11 +68,18 @@ def _listen(told: Any, processes: Sequence[Any], report: Report) -> None:
 
 
 def _worker(
-    number: int, gpu: str | None, runs: list[Run], data: dict[str, Prepared], options: Options, told: Any
+    number: int,
+    workers: int,
+    gpu: str | None,
+    runs: list[Run],
+    data: dict[str, Prepared],
+    options: Options,
+    told: Any,
 ) -> None:
-    """One process: its threads are its share of the cores."""
+    """One process; its threads are its share of those there would be."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA starts here
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
     def report(event: Event) -> None:
         if isinstance(event, Note):
