@@ -454,6 +454,22 @@ def test_an_untrained_start_is_the_base_over_the_domain_s_words(tiny, tmp_path):
         torch.testing.assert_close(after["encoder.embedding.weight"][row], expected)
 
 
+def test_the_base_s_words_can_stand_behind_the_domain_s(tiny, tmp_path):
+    base = LanguageModelBundle.load(tiny.base)
+    text = tiny.write(tmp_path / "text.csv", [("the film was because because",)], ["text"])
+    config = TuneConfig().override(tiny.settings("tune", tune__learn=False, tune__base_words=True))
+    tuned = tune_language_model([text], base=tiny.base, config=config, out=tmp_path / "tuned")
+    assert sorted(tuned.tokenizer.tokens) == sorted([*base.tokenizer.tokens, "because"])
+    assert tuned.tokenizer.tokens.index("because") < tuned.tokenizer.tokens.index("film")
+    before, after = (bundle.models["forward"].state_dict() for bundle in (base, tuned))
+    for word in ("film", "dull"):
+        rows = [bundle.tokenizer.tokens.index(word) for bundle in (base, tuned)]
+        for name in ("encoder.embedding.weight", "decoder_bias"):
+            assert torch.equal(before[name][rows[0]], after[name][rows[1]])
+    smaller = config.override({"tune.vocab_size": 30})
+    assert len(tune_language_model([text], base=tiny.base, config=smaller, out=tmp_path / "s").tokenizer.tokens) == 30
+
+
 def test_a_random_start_has_the_base_s_sizes_and_none_of_its_weights(tiny, tmp_path):
     changed = {"tune__learn": False, "tune__start": "random", "run__direction": "both"}
     first, again = (tuned_by(tiny, tmp_path / str(turn), **changed) for turn in range(2))

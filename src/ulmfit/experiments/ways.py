@@ -35,6 +35,7 @@ class Way(Config):
     direction: Directions = "forward"
     pretrained: bool = Field(True, description="false: random weights of the base's sizes")
     text: Literal["all", "labelled"] = Field("all", description="what the language model and the vocabulary see")
+    base_words: bool = Field(False, description="the vocabulary has the base's words too")
     tuning: Literal["full", "preset", "none"] = Field("full", description="preset: the phases of the preset")
     tuning_discriminative: float = Field(2.6, ge=1)
     tuning_schedule: Schedule = "slanted_triangular"
@@ -81,7 +82,11 @@ def stage_settings(
 
 
 def _tune(way: Way, tune: TuneSettings, recipe: RecipeSettings) -> TuneSettings:
-    changed: dict[str, Any] = {"learn": way.tuning != "none", "start": "pretrained" if way.pretrained else "random"}
+    changed: dict[str, Any] = {
+        "learn": way.tuning != "none",
+        "start": "pretrained" if way.pretrained else "random",
+        "base_words": way.base_words,
+    }
     if way.tuning == "full":
         epochs = recipe.tuning_epochs or sum(phase.epochs for phase in tune.training.phases)
         phase = Phase(
