@@ -97,6 +97,12 @@ def test_our_own_recipe_is_the_preset_to_the_letter(labelled):
     assert classify == classify_preset("paper", labelled=labelled)
 
 
+@pytest.mark.parametrize(("labelled", "streams"), [(100, 8), (1_000, 20), (25_000, 256)])
+def test_few_texts_are_read_in_few_streams(labelled, streams):
+    tune, _ = settings_of("low-shot", "supervised", labelled=labelled)
+    assert tune == tune_preset("paper").override({"base_words": True, "training.batch_size": streams})
+
+
 def test_multi_task_rows_are_their_weights_and_nothing_else():
     rows = [settings_of("multi-task", row.name)[1] for row in experiment_named("multi-task").rows]
     weights = [(row.language_model_weight, row.language_model_decay) for row in rows]

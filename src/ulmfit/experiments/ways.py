@@ -26,6 +26,8 @@ from ulmfit.training.schedules import phases_of
 
 GROUPS_BESIDE_LAYERS = 2
 """of a classifier: its embedding and its head"""
+LEAST_STREAMS, DOCUMENTS_A_STREAM = 8, 50
+"""of a language model that is tuned on the labelled texts alone, however few they are"""
 
 
 class Way(Config):
@@ -77,11 +79,12 @@ def stage_settings(
     """
     start = StageSettings(tune=tune_preset(preset), classify=classify_preset(preset, labelled=labelled))
     start = start.override(dict(settings))
-    tune, classify = _tune(way, start.tune, start.recipe), _classify(way, start.classify, start.recipe, layers)
+    tune = _tune(way, start.tune, start.recipe, labelled)
+    classify = _classify(way, start.classify, start.recipe, layers)
     return TuneConfig(run=start.run, tune=tune), ClassifyConfig(run=start.run, classify=classify)
 
 
-def _tune(way: Way, tune: TuneSettings, recipe: RecipeSettings) -> TuneSettings:
+def _tune(way: Way, tune: TuneSettings, recipe: RecipeSettings, labelled: int) -> TuneSettings:
     changed: dict[str, Any] = {
         "learn": way.tuning != "none",
         "start": "pretrained" if way.pretrained else "random",
@@ -96,6 +99,10 @@ def _tune(way: Way, tune: TuneSettings, recipe: RecipeSettings) -> TuneSettings:
             schedule=way.tuning_schedule,
         )
         changed["training.phases"] = [phase.model_dump()]
+    if way.text == "labelled":
+        # A hundred reviews in 256 streams would be two steps an epoch.
+        streams = max(LEAST_STREAMS, labelled // DOCUMENTS_A_STREAM)
+        changed["training.batch_size"] = min(tune.training.batch_size, streams)
     if not way.regularised:
         changed["dropout_multiplier"] = 0.0
         changed["training.activation_regularisation"] = changed["training.temporal_regularisation"] = 0.0
