@@ -27,12 +27,13 @@ LAYERS = (
     {"pipeline", "predict", "generation", "baseline", "report"},
     {"estimator", "serve", "experiments", "demo"},
     {"__init__"},
-    {"console"},
+    {"console", "flags"},
+    {"cli_experiments"},
     {"cli", "__main__"},
 )
 HEIGHT = {unit: height for height, layer in enumerate(LAYERS) for unit in layer}
 STRANGERS = {"text", "models", "training"}
-SHELLS = {"cli", "serve", "__main__"}
+SHELLS = {"cli", "cli_experiments", "flags", "serve", "__main__"}
 SHELF_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 PRINTS_OR_EXITS = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "SystemExit"}

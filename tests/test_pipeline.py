@@ -9,7 +9,7 @@ import torch
 
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.config import ClassifyConfig, PretrainConfig, TrainConfig, TuneConfig
-from ulmfit.errors import ConfigError, OutputError
+from ulmfit.errors import ConfigError, DataError, OutputError
 from ulmfit.pipeline import check_labels, pretrain, train, train_classifier, tune_language_model
 from ulmfit.predict import Predictor, evaluate, evaluate_language_model
 from ulmfit.training.events import EpochEnded, Note, StageEnded, StageStarted
@@ -426,3 +426,90 @@ def test_a_finished_run_is_not_done_again(tiny, tmp_path):
     assert events == []
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
     assert not (out / "work").exists()
+
+
+# --- what experiments ask for ---------------------------------------------------------------------------------------
+
+
+def tuned_by(tiny, out, *, base=None, corpora=None, **changed):
+    config = TuneConfig().override(tiny.settings("tune", **changed))
+    return tune_language_model([tiny.labelled], base=base or tiny.base, config=config, out=out, corpora=corpora)
+
+
+def test_an_untrained_start_is_the_base_over_the_domain_s_words(tiny, tmp_path):
+    base = LanguageModelBundle.load(tiny.base)
+    untrained = tuned_by(tiny, tmp_path / "untrained", tune__learn=False)
+    assert untrained.facts["history"] == []
+    before, after = (bundle.models["forward"].state_dict() for bundle in (base, untrained))
+    for name in before.keys() - {"encoder.embedding.weight", "decoder_bias"}:
+        assert torch.equal(before[name], after[name])
+    for row, word in enumerate(untrained.tokenizer.tokens):
+        known = base.tokenizer.tokens.index(word) if word in base.tokenizer.tokens else None
+        table = before["encoder.embedding.weight"]
+        expected = table.mean(0) if known is None else table[known]
+        torch.testing.assert_close(after["encoder.embedding.weight"][row], expected)
+
+
+def test_the_base_s_words_can_stand_behind_the_domain_s(tiny, tmp_path):
+    base = LanguageModelBundle.load(tiny.base)
+    text = tiny.write(tmp_path / "text.csv", [("the film was because because",)], ["text"])
+    config = TuneConfig().override(tiny.settings("tune", tune__learn=False, tune__base_words=True))
+    tuned = tune_language_model([text], base=tiny.base, config=config, out=tmp_path / "tuned")
+    assert sorted(tuned.tokenizer.tokens) == sorted([*base.tokenizer.tokens, "because"])
+    assert tuned.tokenizer.tokens.index("because") < tuned.tokenizer.tokens.index("film")
+    before, after = (bundle.models["forward"].state_dict() for bundle in (base, tuned))
+    for word in ("film", "dull"):
+        rows = [bundle.tokenizer.tokens.index(word) for bundle in (base, tuned)]
+        for name in ("encoder.embedding.weight", "decoder_bias"):
+            assert torch.equal(before[name][rows[0]], after[name][rows[1]])
+    smaller = config.override({"tune.vocab_size": 30})
+    assert len(tune_language_model([text], base=tiny.base, config=smaller, out=tmp_path / "s").tokenizer.tokens) == 30
+
+
+def test_a_random_start_has_the_base_s_sizes_and_none_of_its_weights(tiny, tmp_path):
+    changed = {"tune__learn": False, "tune__start": "random", "run__direction": "both"}
+    first, again = (tuned_by(tiny, tmp_path / str(turn), **changed) for turn in range(2))
+    other = tuned_by(tiny, tmp_path / "other seed", run__seed=1, **changed)
+    from_base = tuned_by(tiny, tmp_path / "base", tune__learn=False, run__direction="both")
+    for direction in ("forward", "backward"):
+        states = [bundle.models[direction].state_dict() for bundle in (first, again, other, from_base)]
+        assert equal(states[0], states[1])
+        assert {name: tensor.shape for name, tensor in states[0].items()} == {
+            name: tensor.shape for name, tensor in states[3].items()
+        }
+        for different in states[2:]:
+            assert not torch.equal(states[0]["encoder.embedding.weight"], different["encoder.embedding.weight"])
+    assert first.facts["base"] is None
+
+
+def test_runs_that_share_tokenised_text_learn_what_they_would_alone(tiny, tmp_path):
+    corpora = tmp_path / "corpora"
+    still = {"tune__training": {**tiny.LANGUAGE_MODEL, "phases": STILL[:1]}}
+    alone = tuned_by(tiny, tmp_path / "alone")
+    tuned_by(tiny, tmp_path / "first", corpora=corpora, **still)
+    made = {path.name: path.stat().st_mtime_ns for path in corpora.iterdir() if not path.name.startswith(".")}
+    assert sorted(name.split("-")[0] for name in made) == ["corpus", "tokenizer"]
+    shared = tuned_by(tiny, tmp_path / "second", corpora=corpora)
+    assert {path.name: path.stat().st_mtime_ns for path in corpora.iterdir() if path.name in made} == made
+    assert equal(alone.models["forward"].state_dict(), shared.models["forward"].state_dict())
+
+
+def test_shared_text_that_was_changed_is_read_anew(tiny, tmp_path):
+    text = tiny.write(tmp_path / "text.csv", tiny.reviews(60, seed=1))
+    config = TuneConfig().override(tiny.settings("tune", tune__learn=False))
+    options = {"base": tiny.base, "config": config, "corpora": tmp_path / "corpora"}
+    tune_language_model([text], out=tmp_path / "before", **options)
+    tiny.write(text, [(f"{review} because", label) for review, label in tiny.reviews(60, seed=1)])
+    assert "because" in tune_language_model([text], out=tmp_path / "after", **options).tokenizer.tokens
+
+
+def test_a_classifier_s_epochs_are_measured_on_the_file_given(tiny, tmp_path):
+    tuned_by(tiny, tmp_path / "tuned")
+    config = ClassifyConfig().override(tiny.settings("classify"))
+    options = {"language_model": tmp_path / "tuned", "config": config}
+    bundle = train_classifier(tiny.labelled, valid=tiny.test, out=tmp_path / "model", **options)
+    kept = min(record["error"] for record in metrics(tmp_path / "model"))
+    assert 1 - accuracy(bundle, tiny.test) == pytest.approx(kept)
+    strange = tiny.write(tmp_path / "strange.csv", [("the film was dull", "odd"), ("the song felt warm", "good")])
+    with pytest.raises(DataError, match=r"strange\.csv: the label 'odd' is not among the training labels bad, good"):
+        train_classifier(tiny.labelled, valid=strange, out=tmp_path / "other", **options)

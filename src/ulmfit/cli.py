@@ -11,23 +11,35 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
+from ulmfit.cli_experiments import ablate, experiment
+from ulmfit.config import Direction as OneDirection
 from ulmfit.config import (
-    Config,
-    Directions,
     PredictionPrecision,
-    PresetName,
     PretrainConfig,
     RunConfig,
     Storage,
     TrainConfig,
     TuneConfig,
 )
-from ulmfit.config import Direction as OneDirection
 from ulmfit.errors import ConfigError, ProcessError, UlmfitError
+from ulmfit.flags import (
+    Device,
+    Direction,
+    LabelColumn,
+    Out,
+    Preset,
+    Profile,
+    Resume,
+    Seed,
+    Settings,
+    TextColumn,
+    follows,
+    with_settings,
+)
 
 if TYPE_CHECKING:
     from ulmfit.bundle import Bundle
@@ -40,27 +52,11 @@ app = App(
     version=lambda: __import__("importlib.metadata").metadata.version("ulmfit"),
 )
 
+app.command(experiment)
+app.command(ablate)
+
 _RANK_0_SECONDS = 2.0
 """after which a process that failed would have been ended, if rank 0 had failed as well"""
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
-
-Out = Annotated[Path, Parameter(help="folder for the result; must be new or empty")]
-Direction = Annotated[Directions, Parameter(help="read texts forward, backward, or average both")]
-Preset = Annotated[PresetName, Parameter(help="quick: minutes on two cores; paper: the whole recipe")]
-Seed = Annotated[int, Parameter(help="same seed, same machine: same bits on the CPU")]
-Resume = Annotated[bool, Parameter(help="go on with the killed run in --out", negative="")]
-Profile = Annotated[bool, Parameter(help="write what the time went to in profile.json", negative="")]
-Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N")]
-Settings = Annotated[
-    tuple[str, ...],
-    Parameter(
-        name="--set", help="any other setting, e.g. tune.training.window=80", negative="", consume_multiple=False
-    ),
-]
-Several = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative="")]
-TextColumn = Annotated[str, Parameter(help="column of the text")]
-LabelColumn = Annotated[str, Parameter(help="column of the label")]
 
 
 @app.command
@@ -97,8 +93,8 @@ def pretrain(
         pretrain=pretrain_preset(preset),
     )
     own = {} if vocab_size is None else {"pretrain.tokenizer.vocab_size": vocab_size}
-    config = _with_settings(config, own, settings)
-    with ProgressDisplay(quiet=_follows()) as display:
+    config = with_settings(config, own, settings)
+    with ProgressDisplay(quiet=follows()) as display:
         bundle = run(
             list(texts),
             config=config,
@@ -109,7 +105,7 @@ def pretrain(
             profile=profile,
             report=display,
         )
-    if _follows():
+    if follows():
         return
     _summary("Pretrained", bundle, display)
     _next(f"ulmfit tune TEXT... --base {out} --out tuned")
@@ -145,8 +141,8 @@ def tune(
     from ulmfit.presets import tune_preset
 
     run = RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage})
-    config = _with_settings(TuneConfig(run=run, tune=tune_preset(preset)), {}, settings)
-    with ProgressDisplay(quiet=_follows()) as display:
+    config = with_settings(TuneConfig(run=run, tune=tune_preset(preset)), {}, settings)
+    with ProgressDisplay(quiet=follows()) as display:
         bundle = tune_language_model(
             list(texts),
             base=base,
@@ -158,7 +154,7 @@ def tune(
             profile=profile,
             report=display,
         )
-    if _follows():
+    if follows():
         return
     _summary("Tuned", bundle, display)
     _next(f"ulmfit train LABELLED --base {out} --out model")
@@ -207,8 +203,8 @@ def train(
         tune=tune_preset(preset),
         classify=classify_preset(preset, labelled=sum(counts.values())),
     )
-    config = _with_settings(config, {}, settings)
-    with ProgressDisplay(quiet=_follows()) as display:
+    config = with_settings(config, {}, settings)
+    with ProgressDisplay(quiet=follows()) as display:
         bundle = run(
             labelled,
             config=config,
@@ -221,7 +217,7 @@ def train(
             profile=profile,
             report=display,
         )
-    if _follows():
+    if follows():
         return
     _summary("Trained", bundle, display)
     if test is not None:
@@ -370,14 +366,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CycloptsError as error:
         _fail(f"{' '.join(str(error).split())} See ulmfit --help.")
     except KeyboardInterrupt:
-        if not _follows():
-            print("\nulmfit: stopped; go on with --resume", file=sys.stderr)
+        if not follows():
+            words = sys.argv[1:] if arguments is None else arguments
+            way = "the same command" if words and words[0] in ("experiment", "ablate") else "--resume"
+            print(f"\nulmfit: stopped; go on with {way}", file=sys.stderr)
         sys.exit(130)
-
-
-def _follows() -> bool:
-    """Whether torchrun started this process as one of several, and not as the first: it works and says nothing."""
-    return os.environ.get("RANK", "0") != "0"
 
 
 def _fail_among_others(error: UlmfitError) -> NoReturn:
@@ -386,9 +379,9 @@ def _fail_among_others(error: UlmfitError) -> NoReturn:
     It leaves at once, as threads of a connection that has lost its other end can trip over the interpreter's end.
     """
     lost = isinstance(error, ProcessError)
-    if _follows() and not lost:
+    if follows() and not lost:
         time.sleep(_RANK_0_SECONDS)
-    if not (_follows() and lost):
+    if not (follows() and lost):
         _tell(str(error))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -401,7 +394,7 @@ def _explained_end() -> Iterator[None]:
 
     The signal's number is written to a pipe as it comes in; Python's own handlers run when the wait is over, if ever.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or _follows():
+    if "TORCHELASTIC_RUN_ID" not in os.environ or follows():
         yield
         return
     reader, writer = os.pipe()
@@ -437,20 +430,6 @@ def _fail(message: str) -> NoReturn:
 
 def _tell(message: str) -> None:
     print(f"ulmfit: error: {' '.join(message.splitlines())}", file=sys.stderr)
-
-
-def _with_settings(config: AnyConfig, own: dict[str, Any], given: tuple[str, ...]) -> AnyConfig:
-    """The config with `--set NAME=VALUE` applied; a value is JSON where it parses, else a string."""
-    values = dict(own)
-    for setting in given:
-        name, separator, text = setting.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {setting}: expected NAME=VALUE, e.g. tune.training.window=80")
-        try:
-            values[name] = json.loads(text)
-        except ValueError:
-            values[name] = text
-    return config.override(values)
 
 
 def _check_known(test: Path, labels: list[str], *, text_column: str, label_column: str) -> None:

@@ -242,9 +242,16 @@ class TuneSettings(Config):
         60_000, ge=16, le=2**20, description="most words of the domain kept; subwords keep the base's"
     )
     min_frequency: int = Field(2, ge=1, description="a word seen less often in the domain becomes xxunk")
+    base_words: bool = Field(
+        False, description="keep the base's words after the domain's own, as many as vocab_size has room for"
+    )
     dropouts: EncoderDropouts = EncoderDropouts()
     output_dropout: float = Field(0.1, ge=0, lt=1, description="locked dropout before the decoder")
     dropout_multiplier: float = Field(1.0, ge=0, description="on all of the above")
+    start: Literal["pretrained", "random"] = Field(
+        "pretrained", description="the base's weights, or random ones of its sizes: what pretraining is worth"
+    )
+    learn: bool = Field(True, description="false: the start over the domain's vocabulary, untrained")
     training: LanguageModelTraining = LanguageModelTraining()
 
 

@@ -76,22 +76,32 @@ def tune_language_model(
     resume: bool = False,
     profile: bool = False,
     report: Report = silent,
+    corpora: Path | None = None,
 ) -> LanguageModelBundle:
     """Tune a pretrained language model on the target domain's text, over the domain's own vocabulary.
 
-    A word that the base lacks starts as the mean of its rows. `base` is a name, a folder or a hub id.
+    A word that the base lacks starts as the mean of its rows. `base` is a name, a folder or a hub id. Runs that are
+    given the same folder `corpora` read and tokenise the same text once.
     """
     inputs = describe_inputs(texts=texts, valid=valid, base=base, text_column=text_column)
     with open_setting(
-        out, command="tune", config=config, inputs=inputs, resume=resume, report=report, profile=profile
+        out,
+        command="tune",
+        config=config,
+        inputs=inputs,
+        resume=resume,
+        report=report,
+        profile=profile,
+        corpora=corpora,
     ) as setting:
         if setting.folder.finished:
             return LanguageModelBundle.load(out)
         settings = config.tune
         with setting.processes.leader_first():  # which fetches it, where it comes from a hub
             pretrained = LanguageModelBundle.load(find_bundle(base))
+        from_base = settings.start == "pretrained"
         for direction in config.run.directions:
-            if direction not in pretrained.models:
+            if from_base and direction not in pretrained.models:
                 raise ConfigError(
                     f"the base model {str(base)!r} reads {' and '.join(pretrained.directions)} only; "
                     f"pass --direction {pretrained.directions[0]} or a base pretrained {direction}"
@@ -99,7 +109,7 @@ def tune_language_model(
         tokenizer = domain_tokenizer(setting, texts, pretrained.tokenizer, settings, text_column)
         rows = rows_in(pretrained.tokenizer, tokenizer)
         words = rows[len(SPECIALS) :]
-        if len(words) and not bool((words >= 0).any()):
+        if from_base and len(words) and not bool((words >= 0).any()):
             raise ConfigError(
                 f"the base model {str(base)!r} knows none of the words of this text; is it this language?"
             )
@@ -113,11 +123,20 @@ def tune_language_model(
 
         def moved(direction: Direction) -> LanguageModel:
             model = LanguageModel(model_config)
-            model.load_state_dict(transfer_vocabulary(pretrained.models[direction], rows).state_dict())
+            if from_base:
+                model.load_state_dict(transfer_vocabulary(pretrained.models[direction], rows).state_dict())
             return model
 
         source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
-        bundle = learn_language_models(setting, source, moved, config=config, stage="tune", base=base_name(base))
+        bundle = learn_language_models(
+            setting,
+            source,
+            moved,
+            config=config,
+            stage="tune",
+            base=base_name(base) if from_base else None,
+            untrained=not settings.learn,
+        )
         return setting.saved(bundle)
 
 
@@ -130,18 +149,34 @@ def train_classifier(
     language_model: str | Path,
     config: ClassifyConfig,
     out: Path,
+    valid: Path | None = None,
     text_column: str = "text",
     label_column: str = "label",
     resume: bool = False,
     profile: bool = False,
     report: Report = silent,
+    corpora: Path | None = None,
 ) -> ClassifierBundle:
-    """Train a classifier on a tuned language model's encoder, one for each of its directions that is asked for."""
+    """Train a classifier on a tuned language model's encoder, one for each of its directions that is asked for.
+
+    The error of each epoch is measured on `valid`, or on a share of `labelled` held out.
+    """
     inputs = describe_inputs(
-        labelled=[labelled], base=language_model, text_column=text_column, label_column=label_column
+        labelled=[labelled],
+        valid=[] if valid is None else [valid],
+        base=language_model,
+        text_column=text_column,
+        label_column=label_column,
     )
     with open_setting(
-        out, command="classify", config=config, inputs=inputs, resume=resume, report=report, profile=profile
+        out,
+        command="classify",
+        config=config,
+        inputs=inputs,
+        resume=resume,
+        report=report,
+        profile=profile,
+        corpora=corpora,
     ) as setting:
         if setting.folder.finished:
             return ClassifierBundle.load(out)
@@ -149,7 +184,13 @@ def train_classifier(
         with setting.processes.leader_first():
             tuned = LanguageModelBundle.load(find_bundle(language_model))
         bundle = learn_classifiers(
-            setting, labelled, tuned, config=config, text_column=text_column, label_column=label_column
+            setting,
+            labelled,
+            tuned,
+            config=config,
+            text_column=text_column,
+            label_column=label_column,
+            valid=valid,
         )
         return setting.saved(bundle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ulmfit.config import (
     LanguageModelConfig,
     UnfreezingPlan,
 )
-from ulmfit.errors import ConfigError
+from ulmfit.errors import ConfigError, DataError
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.encoder import State
@@ -51,8 +52,9 @@ def learn_classifiers(
     config: ClassifyConfig,
     text_column: str,
     label_column: str,
+    valid: Path | None = None,
 ) -> ClassifierBundle:
-    """Train one classifier a direction and gather them in a bundle."""
+    """Train one classifier a direction and gather them in a bundle; measured on `valid`, or on a share held out."""
     settings, run = config.classify, setting.run
     for direction in run.directions:
         if direction not in tuned.models:
@@ -61,9 +63,17 @@ def learn_classifiers(
         [labelled], tuned.tokenizer, name="labelled", text_column=text_column, label_column=label_column
     )
     assert corpus.labels is not None
-    learn, held_out = split_documents(
-        len(corpus), valid_share=settings.valid_share, seed=run.seed, labels=corpus.labels
-    )
+    if valid is None:
+        learn, held_out = split_documents(
+            len(corpus), valid_share=settings.valid_share, seed=run.seed, labels=corpus.labels
+        )
+        measured = corpus
+    else:
+        measured = setting.corpus(
+            [valid], tuned.tokenizer, name="valid", text_column=text_column, label_column=label_column
+        )
+        measured = with_label_names(measured, corpus.label_names, source=valid)
+        learn, held_out = (np.arange(len(text), dtype=np.int64) for text in (corpus, measured))
     model_config = _classifier_config(settings, tuned.config, classes=len(corpus.label_names))
     weights = _class_weights(settings, corpus, learn).to(setting.device)
     models: dict[Direction, Classifier] = {}
@@ -94,7 +104,7 @@ def learn_classifiers(
                 batches=_documents_on_device(batches, setting.device, setting.processes),
                 steps=batches.steps,
                 loss=_classification_loss(model, settings, weights, setting.dtype, setting.processes),
-                evaluate=_classifier_evaluation(setting, model, corpus, held_out, direction, tuned.tokenizer),
+                evaluate=_classifier_evaluation(setting, model, measured, held_out, direction, tuned.tokenizer),
                 # What the paper reports; on IMDb it still falls when an ever surer model's loss already rises.
                 monitor=("error", "valid_loss"),
                 patience=settings.patience,
@@ -109,6 +119,16 @@ def learn_classifiers(
     return ClassifierBundle(
         config=model_config, tokenizer=tuned.tokenizer, models=models, facts=facts, labels=corpus.label_names
     )
+
+
+def with_label_names(corpus: Corpus, names: Sequence[str], *, source: Path) -> Corpus:
+    """The labelled corpus with its labels as indices of `names`; DataError for a label that is not among them."""
+    assert corpus.labels is not None
+    for name in corpus.label_names:
+        if name not in names:
+            raise DataError(f"{source}: the label {name!r} is not among the training labels {', '.join(names)}")
+    index = np.array([list(names).index(name) for name in corpus.label_names], dtype=np.int32)
+    return replace(corpus, labels=index[corpus.labels], label_names=tuple(names))
 
 
 def _classifier_config(settings: ClassifySettings, base: LanguageModelConfig, *, classes: int) -> ClassifierConfig:

@@ -146,8 +146,9 @@ def learn_language_models(
     config: PretrainConfig | TuneConfig,
     stage: str,
     base: str | None,
+    untrained: bool = False,
 ) -> LanguageModelBundle:
-    """Train one language model a direction from what `start` gives, and gather them in a bundle."""
+    """Train one language model a direction from what `start` gives, or leave it so, and gather them in a bundle."""
     training = source.training
     models: dict[Direction, LanguageModel] = {}
     for direction in setting.run.directions:
@@ -161,7 +162,7 @@ def learn_language_models(
                 name=f"{stage} {direction}",
                 model=model,
                 groups=groups_by_name(model.layer_groups()),
-                phases=training.phases,
+                phases=() if untrained else training.phases,
                 optimizer=training.optimizer,
                 batches=_windows_on_device(windows, streams, setting.device),
                 steps=windows.steps,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +23,7 @@ from ulmfit.curves import CURVE, can_draw, draw_perplexity
 from ulmfit.models.encoder import LayerGroup
 from ulmfit.run_folder import PROFILE, RunFolder, open_run
 from ulmfit.text.corpus import Corpus, build_corpus
+from ulmfit.text.parts import output_errors
 from ulmfit.text.sources import source_files
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import Processes, joined
@@ -45,6 +49,36 @@ class Setting:
     """every epoch of every stage so far: what metrics.jsonl holds"""
     profile: dict[str, Mapping[str, float]] | None
     """seconds of every stage by what they went to, where that was asked for: what profile.json holds"""
+    corpora: Path | None = None
+    """a folder in which many runs keep tokenised text and vocabularies, each made once; None: in the run's own"""
+
+    def place(self, name: str, paths: Sequence[Path], **made_with: str | None) -> Path:
+        """Where what is made of these files lies: in the run's folder, or under its origin where runs share it.
+
+        The origin is the files' places, sizes and times of change, and what else it was made with.
+        """
+        if self.corpora is None:
+            return self.folder.work / name
+        stats = [
+            (file, file.stat()) for file in source_files(paths, labelled=made_with.get("label_column") is not None)
+        ]
+        files = [[str(file.resolve()), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+        origin = hashlib.sha256(json.dumps([files, sorted(made_with.items())]).encode()).hexdigest()[:20]
+        stem, dot, suffix = name.partition(".")
+        return self.corpora / f"{stem}-{origin}{dot}{suffix}"
+
+    @contextmanager
+    def alone(self, path: Path) -> Iterator[None]:
+        """Wait until no other run works on this shared path; the system drops the lock with the process."""
+        if self.corpora is None:
+            yield
+            return
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.with_name(f".{path.name}.lock").open("w", encoding="utf-8")
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def corpus(
         self,
@@ -56,10 +90,14 @@ class Setting:
         label_column: str | None = None,
     ) -> Corpus:
         """The text of these files, tokenised to disk under this name by rank 0 and mapped by every process."""
-        out = self.folder.work / name
+        made_with = {"tokenizer": tokenizer.fingerprint, "text_column": text_column, "label_column": label_column}
+        out = self.place(name, paths, **made_with)
         with self.processes.leader_first():
             if self.processes.leads:
-                return build_corpus(paths, tokenizer, out=out, text_column=text_column, label_column=label_column)
+                with self.alone(out):
+                    if self.corpora is not None and (out / "corpus.json").is_file():
+                        return Corpus.open(out)
+                    return build_corpus(paths, tokenizer, out=out, text_column=text_column, label_column=label_column)
             return Corpus.open(out)
 
     def learn(self, stage: Stage, checkpoints: Path) -> None:
@@ -124,6 +162,7 @@ def open_setting(
     resume: bool,
     report: Report,
     profile: bool,
+    corpora: Path | None = None,
 ) -> Iterator[Setting]:
     """The setting of a run in the folder `out`, in each of its processes; rank 0 alone opens and writes the folder.
 
@@ -147,6 +186,7 @@ def open_setting(
             report=report if processes.leads else silent,
             history=[],
             profile={} if profile else None,
+            corpora=corpora,
         )
 
 

@@ -17,9 +17,10 @@ from ulmfit.text.tokenizer import Tokenizer, train_tokenizer
 
 def learn_tokenizer(setting: Setting, texts: Sequence[Path], config: TokenizerConfig, text_column: str) -> Tokenizer:
     """The vocabulary of the texts, learnt once a run, by rank 0."""
-    path = setting.folder.work / "tokenizer.json"
-    with setting.processes.leader_first():
-        if not setting.processes.leads or (setting.resume and path.is_file()):
+    path = setting.place("tokenizer.json", texts, config=config.model_dump_json(), text_column=text_column)
+    made_before = setting.resume or setting.corpora is not None
+    with setting.processes.leader_first(), setting.alone(path):
+        if not setting.processes.leads or (made_before and path.is_file()):
             return Tokenizer.from_json(path.read_text(encoding="utf-8"))
         records = read_records(texts, text_column=text_column)
         tokenizer = train_tokenizer((record.text for record in records), config=config)
@@ -31,11 +32,18 @@ def learn_tokenizer(setting: Setting, texts: Sequence[Path], config: TokenizerCo
 def domain_tokenizer(
     setting: Setting, texts: Sequence[Path], base: Tokenizer, settings: TuneSettings, text_column: str
 ) -> Tokenizer:
-    """The domain's own words; subwords reach every word of any domain, so there the base's stay."""
+    """The domain's own words; subwords reach every word of any domain, so there the base's stay.
+
+    Little text has few words: with `base_words` those of the base stand behind them, known as the base knew them.
+    """
     if base.kind != "word":
         return base
     words = TokenizerConfig(kind="word", vocab_size=settings.vocab_size, min_frequency=settings.min_frequency)
-    return learn_tokenizer(setting, texts, words, text_column)
+    own = learn_tokenizer(setting, texts, words, text_column)
+    if not settings.base_words:
+        return own
+    known = set(own.tokens)
+    return Tokenizer((*own.tokens, *(word for word in base.tokens if word not in known))[: settings.vocab_size])
 
 
 def rows_in(base: Tokenizer, tokenizer: Tokenizer) -> Tensor:

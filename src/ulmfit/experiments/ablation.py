@@ -1,0 +1,340 @@
+"""The experiments on a user's own file within a given time: how much data and how many seeds fit, and what comes first.
+
+The speed of both stages is measured on a small sample; from it follow the minutes of any plan, and the largest share
+of the data whose plan fits is taken. While the runs go on, what they really take corrects what is still expected.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ulmfit.bundle import read_bundle_config
+from ulmfit.errors import ConfigError
+from ulmfit.experiments.products import Shelf
+from ulmfit.experiments.recipes import experiment_named
+from ulmfit.experiments.runner import Options, Run, check_settings, parts_of, runs_of, undone, work
+from ulmfit.experiments.tasks import Limits, Prepared, Task, prepare, valid_share
+from ulmfit.text.parts import renamed_when_whole
+from ulmfit.training.events import Note, Report, silent
+
+ABLATED = (
+    *("pretraining", "lm-tuning", "classifier-tuning", "forgetting"),
+    *("low-shot", "schedule", "multi-task", "lm-quality"),
+)
+FIRST = (
+    ("low-shot", "tf-idf"),
+    ("classifier-tuning", "freez + discr + stlr"),
+    ("classifier-tuning", "from scratch"),
+    ("pretraining", "without"),
+    ("lm-tuning", "none"),
+    ("classifier-tuning", "full"),
+    ("low-shot", "semi-supervised"),
+)
+"""the rows that tell most, with all labels: whether any of this pays, and then which stage does"""
+
+PLAN = "plan.json"
+SAMPLE = Limits(labelled=100, texts=300, test=10)
+"""what speed is measured on"""
+SHARES = tuple(0.85**step for step in range(60))
+"""of the documents, tried from the largest down"""
+SLACK, LEAST_FOR_DATA = 0.85, 0.4
+"""of the time: what a plan may take, and what the data get of it where starting and saving would fill it"""
+WORTHWHILE = 400
+"""labelled documents below which fewer seeds are better than still fewer documents"""
+LEAST_LABELLED, LEAST_A_CLASS, LEAST_TEXTS, LEAST_TEST = 200, 10, 500, 200
+"""documents below which a table tells nothing: there the runs that tell least are left out instead"""
+EVALUATION_GAIN = 3.0
+"""predicting is about so much faster than training"""
+BASELINE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a machine does with this text and base."""
+
+    tuning: float
+    """tokens a second"""
+    classifying: float
+    fixed: float
+    """seconds of a stage whatever its length: loading, saving, starting"""
+    tokens_a_character: float
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What runs take, by what of it shrinks with what."""
+
+    tuning: float = 0.0
+    classifying: float = 0.0
+    fixed: float = 0.0
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.tuning + other.tuning, self.classifying + other.classifying, self.fixed + other.fixed)
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.tuning + self.classifying + self.fixed
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Documents of a plan, and tokens of one."""
+
+    labelled: int
+    texts: int
+    test: int
+    classes: int
+    tokens: float
+
+    def shares(self, *, labelled: float, texts: float) -> Sizes:
+        """So much of the labelled and the test documents, and of all texts, but no less than is worth a look."""
+        most = min(self.labelled, max(LEAST_LABELLED, LEAST_A_CLASS * self.classes, round(labelled * self.labelled)))
+        return replace(
+            self,
+            labelled=most,
+            texts=min(self.texts, max(most, LEAST_TEXTS, round(texts * self.texts))),
+            test=min(self.test, max(LEAST_TEST, round(labelled * self.test))),
+        )
+
+    @property
+    def limits(self) -> Limits:
+        """The same for `prepare`."""
+        return Limits(labelled=self.labelled, texts=self.texts, test=self.test)
+
+
+def run_ablation(
+    task: Task,
+    *,
+    minutes: float,
+    options: Options,
+    names: Sequence[str] | None = None,
+    seeds: int = 3,
+    report: Report = silent,
+) -> list[Run]:
+    """Make what runs fit into the time, the most telling first; those left out are returned.
+
+    What was chosen is kept in `out/plan.json`, so that the same call goes on where it stopped.
+    """
+    began = time.monotonic()
+    if minutes <= 0:
+        raise ConfigError(f"--minutes {minutes:g}: expected more than none")
+    names = list(names or ABLATED)
+    for name in names:
+        experiment_named(name)
+    plan = _plan(task, minutes, options, names, seeds, report)
+    data = {task.name: prepare(task, options.out / "data" / task.name, limits=Limits(**plan["limits"]))}
+    speed = Speed(**plan["speed"])
+    runs = in_order(runs_of(names, data, options=options, seeds=plan["seeds"], report=report))
+    check_settings(runs, data, options)
+    prepared = data[task.name]
+    tokens = speed.tokens_a_character * prepared.characters / (prepared.counts["train"] + prepared.counts["unlabelled"])
+    budget = _Budget(began + 60 * minutes, prepared, options, speed, tokens)
+    work(undone(runs, options.out), data, options=options, report=report, allows=budget.allows)
+    return undone(runs, options.out)
+
+
+def in_order(runs: Sequence[Run]) -> list[Run]:
+    """Seed by seed, the most telling first, else as they come."""
+
+    def rank(run: Run) -> tuple[int, int]:
+        row = (run.experiment, run.row)
+        return run.seed, FIRST.index(row) if row in FIRST and run.labels is None else len(FIRST)
+
+    return sorted(runs, key=rank)
+
+
+# --- what fits ------------------------------------------------------------------------------------------------------
+
+
+def _plan(task: Task, minutes: float, options: Options, names: list[str], seeds: int, report: Report) -> dict[str, Any]:
+    """Documents and seeds, chosen now or when this folder was first used."""
+    path = options.out / PLAN
+    if path.is_file():
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (plan["experiments"], plan["asked seeds"]) != (names, seeds):
+            raise ConfigError(f"{path}: was made for other experiments or seeds; choose another --out")
+        return plan
+    began = time.monotonic()
+    whole_folder, sample_folder = options.out / "whole", options.out / "sample"
+    try:
+        whole = prepare(task, whole_folder)
+        speed = measure_speed(prepare(task, sample_folder, limits=SAMPLE), replace(options, out=sample_folder), report)
+        documents = whole.counts["train"] + whole.counts["unlabelled"]
+        sizes = Sizes(
+            labelled=whole.counts["train"],
+            texts=documents,
+            test=whole.counts["test"],
+            classes=len(whole.classes),
+            tokens=speed.tokens_a_character * whole.characters / documents,
+        )
+        left = 60 * minutes - (time.monotonic() - began)
+        chosen, kept_seeds, seconds = fit(sizes, whole, names, options=options, speed=speed, seeds=seeds, seconds=left)
+    finally:
+        for folder in (whole_folder, sample_folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    shares = ((chosen.labelled, sizes.labelled), (chosen.texts, sizes.texts), (chosen.test, sizes.test))
+    parts = [f"{part:,} of {all_:,}" for part, all_ in shares]
+    report(
+        Note(
+            f"for {minutes:g} minutes: {parts[0]} labelled documents, {parts[1]} texts, {parts[2]} to test on, "
+            f"{kept_seeds} of {seeds} seeds; about {seconds / 60:.0f} minutes at {speed.tuning:,.0f} tokens/s tuning "
+            f"and {speed.classifying:,.0f} classifying"
+        )
+    )
+    plan = {
+        "minutes": minutes,
+        "expected minutes": round(seconds / 60, 1),
+        "experiments": names,
+        "asked seeds": seeds,
+        "seeds": kept_seeds,
+        "limits": asdict(chosen.limits),
+        "speed": asdict(speed),
+    }
+    with renamed_when_whole(path) as file:
+        file.write((json.dumps(plan, indent=1) + "\n").encode())
+    return plan
+
+
+def measure_speed(sample: Prepared, options: Options, report: Report = silent) -> Speed:
+    """One epoch of each stage on the sample, all layers learning."""
+    short = {"recipe.tuning_epochs": 1, "recipe.epochs": 1}
+    options = replace(options, settings={**options.settings, **short})
+    run = Run("classifier-tuning", sample.name, "full", None, 0)
+    (part,) = parts_of(run, sample, options)
+    shelf = Shelf(options.out, report=report)
+    began = time.monotonic()
+    tuned = shelf.language_model(part.language_model, list(part.texts), base=part.base, config=part.tune)
+    between = time.monotonic()
+    labelled = sample.draw("valid", None, seed=0)
+    classified = shelf.classifier(part.classifier, part.language_model, sample, labelled, "valid", config=part.classify)
+    fixed = [
+        max(0.1, spent - measured.seconds)
+        for spent, measured in ((between - began, tuned), (time.monotonic() - between, classified))
+    ]
+    facts = read_bundle_config(shelf.language_model_folder(part.language_model))["facts"]
+    return Speed(
+        tuning=max(1.0, tuned.epochs[-1]["tokens_per_second"]),
+        classifying=max(1.0, classified.epochs[-1]["tokens_per_second"]),
+        fixed=sum(fixed) / len(fixed),
+        tokens_a_character=facts["data"]["tokens"] / max(1, sample.characters),
+    )
+
+
+def fit(
+    sizes: Sizes,
+    whole: Prepared,
+    names: Sequence[str],
+    *,
+    options: Options,
+    speed: Speed,
+    seeds: int,
+    seconds: float,
+) -> tuple[Sizes, int, float]:
+    """The largest plan that takes no longer: documents, seeds, and its seconds; the smallest one where none fits.
+
+    What stages take whatever their length does not shrink with the data: where it fills the time, the data keep a
+    share of it, and the runs that tell least are left out in the end. Labelled documents get half of what is left to
+    the data, or what tuning on all texts leaves over; texts get the rest.
+    """
+    chosen, total, kept = sizes, 0.0, seeds
+    for kept in range(seeds, 0, -1):
+
+        def cost(labelled: float, texts: float, seeds: int = kept) -> Seconds:
+            part = sizes.shares(labelled=labelled, texts=texts)
+            return seconds_of_plan(part, whole, names, options=options, speed=speed, seeds=seeds)
+
+        labelled, texts = _shares(cost, seconds)
+        chosen, total = sizes.shares(labelled=labelled, texts=texts), cost(labelled, texts).total
+        if total <= SLACK * seconds and chosen.labelled >= min(WORTHWHILE, sizes.labelled):
+            break
+    return chosen, kept, total
+
+
+def _shares(cost: Callable[[float, float], Seconds], seconds: float) -> tuple[float, float]:
+    """The shares of the labelled documents and of the texts."""
+    least = SHARES[-1]
+    everything = cost(1.0, 1.0)
+    for_data = max(SLACK * seconds - everything.fixed, LEAST_FOR_DATA * seconds)
+    half = max(for_data / 2, for_data - everything.tuning)
+    labelled = _largest(lambda share: cost(share, least).classifying <= half)
+    rest = for_data - cost(labelled, least).classifying
+    return labelled, _largest(lambda share: cost(labelled, share).tuning <= rest)
+
+
+def _largest(fits: Callable[[float], bool]) -> float:
+    """The largest share that fits, or the smallest there is; where one fits all smaller ones do."""
+    return SHARES[min(bisect_left(SHARES, True, key=fits), len(SHARES) - 1)]
+
+
+def seconds_of_plan(
+    sizes: Sizes, whole: Prepared, names: Sequence[str], *, options: Options, speed: Speed, seeds: int
+) -> Seconds:
+    """What all runs would take, each language model and classifier counted once."""
+    valid = round(valid_share(sizes.labelled) * sizes.labelled)
+    counts = {
+        "train": sizes.labelled,
+        "learn": sizes.labelled - valid,
+        "valid": valid,
+        "test": sizes.test,
+        "unlabelled": sizes.texts - sizes.labelled,
+    }
+    imagined = replace(whole, counts=counts)
+    made: set[str] = set()
+    runs = runs_of(names, {whole.name: imagined}, options=options, seeds=seeds)
+    return sum((seconds_of(run, imagined, options, speed, sizes.tokens, made) for run in runs), Seconds())
+
+
+def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens: float, made: set[str]) -> Seconds:
+    """What a run would take; what it makes joins `made`, and what is there already takes no time.
+
+    `tokens` are those of one document.
+    """
+    experiment = experiment_named(run.experiment)
+    way = experiment.row(run.row).way
+    labelled = data.size(experiment.measure, run.labels)
+    text = labelled if way.text == "labelled" else data.counts["train"] + data.counts["unlabelled"]
+    parts = parts_of(run, data, options)
+    total = Seconds(fixed=0.0 if parts else BASELINE_SECONDS)
+    for part in parts:
+        if part.language_model not in made:
+            made.add(part.language_model)
+            total += Seconds(tuning=part.tuning_epochs * text * tokens / speed.tuning, fixed=speed.fixed)
+        if part.classifier not in made:
+            made.add(part.classifier)
+            probed = part.epochs * data.counts["valid"] if experiment.measure == "valid" else data.counts["test"]
+            documents = part.epochs * labelled + probed / EVALUATION_GAIN
+            total += Seconds(classifying=documents * tokens / speed.classifying, fixed=speed.fixed)
+    return total
+
+
+class _Budget:
+    """Says of each run whether it still fits, by what was expected and what those before it really took."""
+
+    def __init__(self, deadline: float, data: Prepared, options: Options, speed: Speed, tokens: float) -> None:
+        self.deadline, self.data, self.options, self.speed, self.tokens = deadline, data, options, speed, tokens
+        self.made = Shelf(options.out).made()
+        self.expected = self.real = 0.0
+        self.began: tuple[float, float] | None = None
+        """when the run at work was allowed, and the seconds expected of it"""
+
+    def allows(self, run: Run) -> bool:
+        now = time.monotonic()
+        if self.began is not None:
+            self.real += now - self.began[0]
+            self.expected += self.began[1]
+            self.began = None
+        made = set(self.made)
+        cost = seconds_of(run, self.data, self.options, self.speed, self.tokens, made).total
+        correction = self.real / self.expected if self.expected else 1.0
+        if now + correction * cost > self.deadline:
+            return False
+        self.made = made
+        self.began = (now, cost)
+        return True
