@@ -1,4 +1,4 @@
-"""The one-kernel LSTM and the lanes it is read on, against the equations and against layers one after the other."""
+"""The one-kernel LSTM and the streams it is read on, against the equations and against layers one after the other."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ulmfit.config import ClassifierConfig, EncoderConfig, EncoderDropouts, Head
 from ulmfit.models import awd_lstm, lstm_kernel
 from ulmfit.models import lstm as lstm_module
 from ulmfit.models.classifier import Classifier
-from ulmfit.models.lanes import Lanes
+from ulmfit.models.cuda_streams import LayerStreams
 from ulmfit.models.lstm import LstmWeights
 from ulmfit.models.lstm_kernel import lstm_by_kernel, suits
 
@@ -132,14 +132,14 @@ def test_a_text_alone_on_a_gpu_is_what_it_is_in_a_batch():
             torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-3)
 
 
-def test_on_a_cpu_there_is_one_lane():
-    lanes = Lanes(3, torch.device("cpu"))
+def test_on_a_cpu_there_is_one_stream():
+    streams = LayerStreams(3, torch.device("cpu"))
     tokens, state = torch.zeros(2, 3), (torch.zeros(1, 3, 4),)
-    lanes.enter(tokens, state)
-    with lanes.at(0):
-        assert lanes.lift(tokens, 1) is tokens
-    lanes.leave(tokens, state)
-    lanes.join(state)
+    streams.enter(tokens, state)
+    with streams.at(0):
+        assert streams.lift(tokens, 1) is tokens
+    streams.leave(tokens, state)
+    streams.join(state)
 
 
 def test_tiles_are_few_so_that_little_is_compiled():

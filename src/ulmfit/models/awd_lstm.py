@@ -14,7 +14,7 @@ from ulmfit.int8_rows import quantise_rows
 from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import Int8LstmWeights, int8_lstm, quantise_lstm
-from ulmfit.models.lanes import Lanes
+from ulmfit.models.cuda_streams import LayerStreams
 from ulmfit.models.lstm import LstmWeights, launches_once, lstm
 
 EMBEDDING_RANGE = 0.1
@@ -26,7 +26,7 @@ class AwdLstmWeights:
 
     dtype: torch.dtype
     layers: tuple[LstmWeights, ...]
-    lanes: Lanes
+    streams: LayerStreams
     """where each layer's weights were made"""
 
 
@@ -56,9 +56,9 @@ class AwdLstm(nn.Module):
         in_int8 = dtype == torch.int8
         assert not (in_int8 and self.training), "int8 is for prediction"
         layers = []
-        lanes = Lanes(len(self.lstms), self.embedding.weight.device)
+        streams = LayerStreams(len(self.lstms), self.embedding.weight.device)
         for depth, layer in enumerate(self.lstms):
-            with lanes.at(depth):
+            with streams.at(depth):
                 input_weight, hidden_weight, input_bias, hidden_bias = (
                     getattr(layer, name).to(torch.float32 if in_int8 else dtype)
                     for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -67,7 +67,7 @@ class AwdLstm(nn.Module):
             layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
         if in_int8:
             return Int8AwdLstmWeights(tuple(map(quantise_lstm, layers)))
-        return AwdLstmWeights(dtype, tuple(layers), lanes)
+        return AwdLstmWeights(dtype, tuple(layers), streams)
 
     def forward(
         self,
@@ -86,9 +86,9 @@ class AwdLstm(nn.Module):
         if isinstance(weights, Int8AwdLstmWeights):
             return self._forward_int8(tokens, state, weights)
         dropouts, table = self.config.dropouts, self.embedding
-        lanes = self._lanes(tokens, weights)
-        lanes.enter(tokens, state)
-        with lanes.at(0):
+        streams = self._streams(tokens, weights)
+        streams.enter(tokens, state)
+        with streams.at(0):
             outputs = embed(
                 tokens,
                 table.weight,
@@ -100,23 +100,23 @@ class AwdLstm(nn.Module):
             outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=self.training, window=window)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):
-            with lanes.at(depth):
+            with streams.at(depth):
                 if depth > 0:
-                    outputs = lanes.lift(outputs, depth)
+                    outputs = streams.lift(outputs, depth)
                     outputs = locked_dropout(outputs, dropouts.hidden, training=self.training, window=window)
                 before = None if state is None else (state[2 * depth], state[2 * depth + 1])
                 outputs, (hidden, cell) = lstm(outputs, before, layer)
             after += [hidden, cell]
         end = tuple(after)
-        lanes.leave(tokens, end)
+        streams.leave(tokens, end)
         return outputs, end
 
-    def _lanes(self, tokens: Tensor, weights: AwdLstmWeights) -> Lanes:
+    def _streams(self, tokens: Tensor, weights: AwdLstmWeights) -> LayerStreams:
         """Side by side where one layer alone leaves the device idle, one after the other elsewhere."""
         if launches_once(tokens.shape[1], self.config.hidden_size, weights.dtype, tokens.device):
-            return weights.lanes
-        weights.lanes.join(tensor for layer in weights.layers for tensor in layer)
-        return Lanes(1, tokens.device)
+            return weights.streams
+        weights.streams.join(tensor for layer in weights.layers for tensor in layer)
+        return LayerStreams(1, tokens.device)
 
     def _forward_int8(self, tokens: Tensor, state: State | None, weights: Int8AwdLstmWeights) -> tuple[Tensor, State]:
         """The same without dropout and in int8; outputs and state are float32."""

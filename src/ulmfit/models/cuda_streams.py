@@ -19,8 +19,8 @@ def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
     return tuple(torch.cuda.Stream(device) for _ in range(count))  # type: ignore[no-untyped-call]
 
 
-class Lanes:
-    """One lane a layer; the top layer's is the caller's own stream, where its outputs can be used like any others.
+class LayerStreams:
+    """One stream a layer; the top layer's is the caller's own, where its outputs can be used like any others.
 
     On a CPU, and for a single layer, there is but that one, and nothing here does anything.
     """
@@ -32,11 +32,11 @@ class Lanes:
             self._wait_for_caller()
 
     def at(self, layer: int) -> AbstractContextManager[object]:
-        """Inside, work is launched on the lane of that layer."""
+        """Inside, work is launched on the stream of that layer."""
         return torch.cuda.stream(self._lower[layer]) if layer < len(self._lower) else nullcontext()
 
     def enter(self, tokens: Tensor, state: tuple[Tensor, ...] | None) -> None:
-        """Before a window: the lower lanes wait for the caller, unless all comes from where the last window ended."""
+        """Before a window: the lower streams wait for the caller, unless all comes from where the last window ended."""
         if not self._lower or (self._left is not None and self._goes_on(self._left, tokens, state)):
             return
         self._wait_for_caller()
@@ -62,7 +62,7 @@ class Lanes:
             self._left = (tokens.untyped_storage().data_ptr(), state, here)
 
     def join(self, tensors: Iterable[Tensor]) -> None:
-        """What was made on the lower lanes can be used on the caller's stream from here on."""
+        """What was made on the lower streams can be used on the caller's stream from here on."""
         if self._lower:
             here = torch.cuda.current_stream(self._lower[0].device)
             for stream in self._lower:
