@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
+from ulmfit.compute import in_threads
 from ulmfit.config import (
     ClassifierConfig,
     ClassifyConfig,
@@ -25,7 +27,8 @@ from ulmfit.errors import ConfigError
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.encoder import State
-from ulmfit.text.batches import DocumentBatches, prefetch
+from ulmfit.models.lanes import read_in_lanes
+from ulmfit.text.batches import DocumentBatches, prefetch, reverse_document
 from ulmfit.text.corpus import Corpus, split_documents
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import ALONE, Processes
@@ -37,8 +40,14 @@ EVALUATION_DOCUMENTS = {"cpu": 96, "cuda": 2**12}
 """documents of a batch in evaluation"""
 EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**19}
 """and its tokens, padding included, at most"""
-INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**11
+INT8_LANES = 256
+"""documents that one thread reads at once in int8: fewer are multiplied more slowly"""
+INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**12
 """in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
+INT8_THREAD_DOCUMENTS = 64
+"""documents from which on a thread of its own pays in int8; threads that share the products of fewer do better"""
+INT8_CHUNK = 4096
+"""documents whose pooled outputs are held at once"""
 
 
 def learn_classifiers(
@@ -239,6 +248,26 @@ def classify_documents(
     `weights` are what the model's encoder prepared in `dtype`, where the caller keeps them. Several processes share the
     documents and each gets the logits of all.
     """
+    chosen = np.arange(len(corpus)) if documents is None else documents
+    if dtype == torch.int8:
+        logits = _classify_in_int8(model, corpus, chosen, direction, tokenizer, weights, processes)
+    else:
+        logits = _classify_in_batches(model, corpus, chosen, direction, tokenizer, dtype, weights, processes)
+    processes.sum([logits])
+    return logits
+
+
+def _classify_in_batches(
+    model: Classifier,
+    corpus: Corpus,
+    documents: np.ndarray[Any, np.dtype[np.int64]],
+    direction: Direction,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+    weights: Any,
+    processes: Processes,
+) -> Tensor:
+    """Logits of this process's share in batches of like length, zeros elsewhere."""
     device = next(model.parameters()).device
     batches = DocumentBatches(
         corpus,
@@ -251,15 +280,70 @@ def classify_documents(
         padding_id=tokenizer.padding_id,
     )
     place = np.empty(len(corpus), dtype=np.int64)
-    place[np.arange(len(corpus)) if documents is None else documents] = np.arange(batches.documents)
-    logits = torch.zeros(batches.documents, model.config.head.classes)
+    place[documents] = np.arange(len(documents))
+    logits = torch.zeros(len(documents), model.config.head.classes)
     with torch.inference_mode():
         weights = weights or model.encoder.prepare(dtype)
         for batch in batches.epoch(0, share=(processes.rank, processes.size)):
             tokens, lengths = on_device(device, batch.tokens), torch.from_numpy(batch.lengths)
-            # In int8 where the windows end changes nothing.
-            window = max(INT8_WINDOW, INT8_WINDOW_TOKENS // len(lengths)) if dtype == torch.int8 else None
-            result = model(tokens, lengths, dtype=dtype, weights=weights, window=window)
+            result = model(tokens, lengths, dtype=dtype, weights=weights)
             logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
-    processes.sum([logits])
     return logits
+
+
+def _classify_in_int8(
+    model: Classifier,
+    corpus: Corpus,
+    documents: np.ndarray[Any, np.dtype[np.int64]],
+    direction: Direction,
+    tokenizer: Tokenizer,
+    weights: Any,
+    processes: Processes,
+) -> Tensor:
+    """The same in int8, where neither a document's company nor its windows change its numbers, so it is read in lanes.
+
+    With documents enough each thread reads its own, one from the longest on and the others from the shortest: so they
+    end at about the same time, and the longest do not run on alone.
+    """
+    logits = torch.zeros(len(documents), model.config.head.classes)
+    with torch.inference_mode():
+        weights = weights or model.encoder.prepare(torch.int8)
+    order = np.argsort(-corpus.lengths[documents], kind="stable")[processes.rank :: processes.size]
+
+    def document(place: int) -> tuple[int, np.ndarray[Any, Any]]:
+        ids = corpus.document(int(documents[order[place]]))
+        return place, reverse_document(ids, begin_id=tokenizer.begin_id) if direction == "backward" else ids
+
+    for start in range(0, len(order), INT8_CHUNK):
+        waiting = deque(range(start, min(start + INT8_CHUNK, len(order))))
+        pooled = torch.empty(len(waiting), 3 * model.encoder.output_size)
+        takes = [waiting.popleft if number == 0 else waiting.pop for number in range(_int8_threads(len(waiting)))]
+
+        def read(next_place: Callable[[], int], pooled: Tensor = pooled, start: int = start) -> None:
+            def take() -> tuple[int, np.ndarray[Any, Any]] | None:
+                try:
+                    return document(next_place())
+                except IndexError:
+                    return None
+
+            with torch.inference_mode():
+                lanes = read_in_lanes(
+                    model.encoder,
+                    weights,
+                    take,
+                    lanes=INT8_LANES,
+                    window=INT8_WINDOW,
+                    window_tokens=INT8_WINDOW_TOKENS,
+                )
+                for places, rows in lanes:
+                    pooled[places - start] = rows
+
+        in_threads(read, takes)
+        with torch.inference_mode():
+            logits[torch.from_numpy(order[start : start + len(pooled)])] = model.head(pooled)
+    return logits
+
+
+def _int8_threads(documents: int) -> int:
+    """Threads that read documents of their own, each alone in its products."""
+    return max(1, min(torch.get_num_threads(), documents // INT8_THREAD_DOCUMENTS))

@@ -42,6 +42,18 @@ class ConcatPool:
         self.sum = torch.cat([self.sum[:rows] + total, self.sum[rows:]])
         self.last = torch.cat([last, self.last[rows:]])
 
+    def restart(self, rows: list[int], lengths: Tensor) -> None:
+        """Let other documents of these lengths begin in some rows."""
+        self.lengths[rows] = lengths.float()
+        self.maximum[rows] = -math.inf
+        self.sum[rows] = 0
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows."""
+        self.lengths, self.last, self.maximum, self.sum = (
+            tensor[rows] for tensor in (self.lengths, self.last, self.maximum, self.sum)
+        )
+
     def result(self) -> Tensor:
         """(documents, 3 * size) in float32."""
         return torch.cat([self.last, self.maximum, self.sum / self.lengths.unsqueeze(1)], dim=1)
@@ -98,7 +110,7 @@ def encode_documents(
         rows = int((sizes > start).sum())
         constant = int((first_with_gradient[:rows] > index).sum())
         if state is not None and state[0].shape[1] != rows:
-            state = select_rows(state, rows)
+            state = select_rows(state, slice(rows))
         ids = tokens[start : start + window, :rows]
         with torch.set_grad_enabled(torch.is_grad_enabled() and constant < rows):
             outputs, state = encoder(ids, state, weights)
