@@ -26,7 +26,7 @@ from ulmfit.config import (
 from ulmfit.errors import ConfigError
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
-from ulmfit.models.encoder import State
+from ulmfit.models.encoder import Encoder, State
 from ulmfit.models.lanes import read_in_lanes
 from ulmfit.text.batches import DocumentBatches, prefetch, reverse_document
 from ulmfit.text.corpus import Corpus, split_documents
@@ -300,50 +300,48 @@ def _classify_in_int8(
     weights: Any,
     processes: Processes,
 ) -> Tensor:
-    """The same in int8, where neither a document's company nor its windows change its numbers, so it is read in lanes.
+    """The same in int8, where no document's numbers depend on its company or its windows, so it is read in lanes."""
+    logits = torch.zeros(len(documents), model.config.head.classes)
+    order = np.argsort(-corpus.lengths[documents], kind="stable")[processes.rank :: processes.size]
+
+    def document(place: int) -> np.ndarray[Any, Any]:
+        ids = corpus.document(int(documents[order[place]]))
+        return reverse_document(ids, begin_id=tokenizer.begin_id) if direction == "backward" else ids
+
+    with torch.inference_mode():
+        weights = weights or model.encoder.prepare(torch.int8)
+        for start in range(0, len(order), INT8_CHUNK):
+            places = range(start, min(start + INT8_CHUNK, len(order)))
+            pooled = _pool_in_lanes(model.encoder, weights, document, places)
+            logits[torch.from_numpy(order[places.start : places.stop])] = model.head(pooled)
+    return logits
+
+
+def _pool_in_lanes(
+    encoder: Encoder, weights: Any, document: Callable[[int], np.ndarray[Any, Any]], places: range
+) -> Tensor:
+    """Pooled outputs (places, 3 * output_size) of documents that get shorter from place to place.
 
     With documents enough each thread reads its own, one from the longest on and the others from the shortest: so they
     end at about the same time, and the longest do not run on alone.
     """
-    logits = torch.zeros(len(documents), model.config.head.classes)
-    with torch.inference_mode():
-        weights = weights or model.encoder.prepare(torch.int8)
-    order = np.argsort(-corpus.lengths[documents], kind="stable")[processes.rank :: processes.size]
+    waiting = deque(places)
+    pooled = torch.empty(len(places), 3 * encoder.output_size)
 
-    def document(place: int) -> tuple[int, np.ndarray[Any, Any]]:
-        ids = corpus.document(int(documents[order[place]]))
-        return place, reverse_document(ids, begin_id=tokenizer.begin_id) if direction == "backward" else ids
+    def read(next_place: Callable[[], int]) -> None:
+        def take() -> tuple[int, np.ndarray[Any, Any]] | None:
+            try:
+                place = next_place()
+            except IndexError:
+                return None
+            return place - places.start, document(place)
 
-    for start in range(0, len(order), INT8_CHUNK):
-        waiting = deque(range(start, min(start + INT8_CHUNK, len(order))))
-        pooled = torch.empty(len(waiting), 3 * model.encoder.output_size)
-        takes = [waiting.popleft if number == 0 else waiting.pop for number in range(_int8_threads(len(waiting)))]
+        with torch.inference_mode():  # each thread has a mode of its own
+            for numbers, rows in read_in_lanes(
+                encoder, weights, take, lanes=INT8_LANES, window=INT8_WINDOW, window_tokens=INT8_WINDOW_TOKENS
+            ):
+                pooled[numbers] = rows
 
-        def read(next_place: Callable[[], int], pooled: Tensor = pooled, start: int = start) -> None:
-            def take() -> tuple[int, np.ndarray[Any, Any]] | None:
-                try:
-                    return document(next_place())
-                except IndexError:
-                    return None
-
-            with torch.inference_mode():
-                lanes = read_in_lanes(
-                    model.encoder,
-                    weights,
-                    take,
-                    lanes=INT8_LANES,
-                    window=INT8_WINDOW,
-                    window_tokens=INT8_WINDOW_TOKENS,
-                )
-                for places, rows in lanes:
-                    pooled[places - start] = rows
-
-        in_threads(read, takes)
-        with torch.inference_mode():
-            logits[torch.from_numpy(order[start : start + len(pooled)])] = model.head(pooled)
-    return logits
-
-
-def _int8_threads(documents: int) -> int:
-    """Threads that read documents of their own, each alone in its products."""
-    return max(1, min(torch.get_num_threads(), documents // INT8_THREAD_DOCUMENTS))
+    threads = max(1, min(torch.get_num_threads(), len(places) // INT8_THREAD_DOCUMENTS))
+    in_threads(read, [waiting.popleft if number == 0 else waiting.pop for number in range(threads)])
+    return pooled

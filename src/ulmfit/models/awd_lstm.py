@@ -90,23 +90,18 @@ class AwdLstm(nn.Module):
         return outputs, tuple(after)
 
     def _forward_int8(self, tokens: Tensor, state: State | None, weights: Int8AwdLstmWeights) -> tuple[Tensor, State]:
-        """The same without dropout and in int8; outputs and state are float32."""
+        """The same without dropout and in int8; outputs are float32, the state is as `int8_lstm` has it."""
+        scale: Tensor | None
         inputs, scale = self._quantised_embeddings(tokens)
-        outputs = torch.empty(*tokens.shape, self.output_size)
         workspace = gates_workspace(tokens, weights.layers)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):
             before = None if state is None else (state[2 * depth], state[2 * depth + 1])
-            inputs, end = int8_lstm(
-                inputs,
-                scale if depth == 0 else None,
-                before,
-                layer,
-                outputs=outputs if depth == len(weights.layers) - 1 else None,
-                workspace=workspace,
-            )
+            last = depth == len(weights.layers) - 1
+            inputs, end = int8_lstm(inputs, scale, before, layer, exact=last, workspace=workspace)
+            scale = None
             after += end
-        return outputs, tuple(after)
+        return inputs, tuple(after)
 
     def _quantised_embeddings(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(time, batch) -> (time, batch, embedding_size) in int8 and a scale for each; some at a time, in the cache."""

@@ -81,22 +81,24 @@ def int8_lstm(
     state: tuple[Tensor, Tensor] | None,
     weights: Int8LstmWeights,
     *,
-    outputs: Tensor | None = None,
+    exact: bool = False,
     workspace: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """(time, batch, inputs) int8 -> outputs (time, batch, hidden) in int8, 127 for 1, and (h, c).
+    """(time, batch, inputs) int8 -> outputs (time, batch, hidden), and h and c, each (1, batch, width).
 
-    `scale` (time, batch) is the inputs' own, None where they are another layer's int8 outputs. h and c are float32,
-    each (1, batch, hidden), h as it was rounded, so where the text is cut into windows changes nothing. `outputs`, if
-    given, is filled with the outputs in float32, before they were rounded. Layers may share a `workspace`.
+    Outputs are int8, 127 for 1, or if asked for `exact` float32 as they were before they were rounded. `scale`
+    (time, batch) is the inputs' own, None where they are another layer's int8 outputs. The state is as it is computed
+    with, h in int8 and c doubled in float32, so where the text is cut into windows changes nothing. Layers may share a
+    `workspace`.
     """
     time, batch, _ = inputs.shape
-    size, width = weights.size, weights.width
+    width = weights.width
     inputs = inputs.contiguous()
     quantised = torch.empty(time, batch, width, dtype=torch.int8)
-    hidden, cell = torch.zeros(batch, width, dtype=torch.int8), torch.zeros(batch, width)
-    if state is not None:
-        hidden[:, :size], cell[:, :size] = (state[0][0] * INT8_PEAK).round_(), state[1][0] * 2
+    if state is None:
+        hidden, cell = torch.zeros(batch, width, dtype=torch.int8), torch.zeros(batch, width)
+    else:
+        hidden, cell = state[0][0], state[1][0].clone()
     # Memory is taken once and used again for every step, as new pages cost more than what is computed in them. Products
     # are added up in `gates`, which hold what to begin with whenever a step is done with them.
     block = _block_steps(time, batch)
@@ -104,26 +106,26 @@ def int8_lstm(
     gates = gates_workspace(inputs, [weights]) if workspace is None else workspace
     gates = gates[: block * batch * 4 * width].view(block, batch, 4 * width).copy_(beginning)
     tiles = [slice(first, first + TILE_ROWS) for first in range(0, batch, TILE_ROWS)]
-    scratch = torch.empty(2, min(batch, TILE_ROWS), width)
+    rounded = torch.empty(min(batch, TILE_ROWS), width)
+    outputs = torch.empty(time, batch, width) if exact else rounded.new_empty(1, *rounded.shape).expand(time, -1, -1)
+    # Views of all steps at once: making one takes as long as an operation on one row.
+    of_gates = [_steps(gates[:, tile], *gates[:, tile].chunk(4, 2)) for tile in tiles]
+    of_outputs = [_steps(quantised[:, tile], outputs[:, tile if exact else slice(len(cell[tile]))]) for tile in tiles]
+    kept = [(cell[tile], rounded[: len(cell[tile])]) for tile in tiles]
     for start in range(0, time, block):
         part = slice(start, start + block)
         given = gates[: time - start]
         weights.from_inputs.add_to(given.flatten(0, 1), inputs[part].flatten(0, 1))
         if scale is not None:
             torch.addcmul(weights.bias, given, scale[part].unsqueeze(2), out=given)
-        # Views of all steps at once: making one takes as long as an operation on one row.
-        steps = [_views(given[:, tile], cell[tile], quantised[part, tile], scratch) for tile in tiles]
-        exact = [() if outputs is None else outputs[part, tile].unbind() for tile in tiles]
-        for step, (gate, after) in enumerate(zip(given.unbind(), quantised[part].unbind(), strict=True)):
+        for step, gate in enumerate(given.unbind()):
             weights.from_hidden.add_to(gate, hidden)
-            hidden = after
-            for views, output in zip(steps, exact, strict=True):
-                squashed = _pass_gates(*views[step])
-                views[step][0].copy_(beginning)
-                if output:
-                    torch.div(squashed[:, :size], INT8_PEAK, out=output[step])
-    last = (hidden[:, :size].float() / INT8_PEAK).unsqueeze(0), (cell[:, :size] / 2).unsqueeze(0)
-    return quantised[:, :, :size], last
+            hidden = quantised[start + step]
+            for before, after, always in zip(of_gates, of_outputs, kept, strict=True):
+                _pass_gates(*before[step], *after[start + step], *always)  # type: ignore[call-arg]
+                before[step][0].copy_(beginning)
+    last = hidden.unsqueeze(0).clone(), cell.unsqueeze(0)
+    return (outputs.div_(INT8_PEAK) if exact else quantised)[:, :, : weights.size], last
 
 
 def gates_workspace(inputs: Tensor, layers: Iterable[Int8LstmWeights]) -> Tensor:
@@ -137,11 +139,9 @@ def _block_steps(time: int, batch: int) -> int:
     return min(time, max(1, BLOCK_ROWS // batch))
 
 
-def _views(gates: Tensor, cell: Tensor, hidden: Tensor, scratch: Tensor) -> list[tuple[Tensor, ...]]:
-    """What `_pass_gates` takes, for each step of (steps, rows, ...)."""
-    kept = cell, *scratch[:, : len(cell)].unbind()
-    parts = (gates, *gates.chunk(4, 2), hidden)
-    return [(*step, *kept) for step in zip(*(part.unbind() for part in parts), strict=True)]
+def _steps(*parts: Tensor) -> list[tuple[Tensor, ...]]:
+    """Parts (steps, rows, ...) step by step."""
+    return list(zip(*(part.unbind() for part in parts), strict=True))
 
 
 def _pass_gates(
@@ -151,21 +151,20 @@ def _pass_gates(
     exit_: Tensor,
     candidate: Tensor,
     hidden: Tensor,
+    output: Tensor,
     cell: Tensor,
-    squashed: Tensor,
     rounded: Tensor,
-) -> Tensor:
-    """One step of some rows, from the gates before their sigmoid: changes `cell` and `hidden`; 127 times the outputs.
+) -> None:
+    """One step of some rows, from the gates before their sigmoid: changes `cell`, `output` and, rounded, `hidden`.
 
-    Here `cell` is twice the cell, so that factors cost nothing.
+    Here `cell` is twice the cell and `output` 127 times the output, so that factors cost nothing.
     """
     gates.sigmoid_()
     cell.mul_(forget).addcmul_(entry, candidate, value=4).sub_(entry, alpha=2)
-    torch.sigmoid(cell, out=squashed)
-    torch.add(_LOWEST, squashed, alpha=2 * INT8_PEAK, out=squashed)
-    squashed.mul_(exit_)
-    hidden.copy_(torch.round(squashed, out=rounded))
-    return squashed
+    torch.sigmoid(cell, out=output)
+    torch.add(_LOWEST, output, alpha=2 * INT8_PEAK, out=output)
+    output.mul_(exit_)
+    hidden.copy_(torch.round(output, out=rounded))
 
 
 _LOWEST = torch.tensor(-float(INT8_PEAK))
