@@ -14,6 +14,11 @@ from ulmfit.models.lstm import LstmWeights
 TIME, BATCH, INPUTS, HIDDEN = 24, 9, 20, 36
 
 
+@pytest.fixture(autouse=True, params=[0, 2**30], ids=["packed where it can be", "plain"])
+def packed(request, monkeypatch):
+    monkeypatch.setattr("ulmfit.models.int8_product.PACKED_SIZE", request.param)
+
+
 def layer(inputs=INPUTS, hidden=HIDDEN):
     torch.manual_seed(0)
     made = nn.LSTM(inputs, hidden)

@@ -1,4 +1,4 @@
-"""Products of int8 rows with an int8 weight, in float32: by oneDNN with a packed weight where it is right, else plain.
+"""Products of int8 rows with an int8 weight, in float32: by oneDNN with a packed weight where that pays.
 
 oneDNN multiplies by a weight in an order of its own. `torch._int_mm` puts it there in every call, which takes as long
 as the product of 64 rows; the packed weight is put there once, and the sums leave the product scaled and added up.
@@ -13,6 +13,10 @@ from torch import Tensor
 
 from ulmfit.int8_rows import INT8_PEAK
 
+PACKED_SIZE = 2**19
+"""entries of a weight from which on it is packed: the packed product takes some 20 us whatever the size, and far more
+for a few rows of a tiny weight, where oneDNN has its reference kernel alone"""
+
 _NOTHING_AFTER: tuple[str, list[float], str] = ("none", [], "")
 
 
@@ -26,7 +30,7 @@ class Int8Product:
     def __init__(self, weight: Tensor, scale: Tensor) -> None:
         self.outputs, self.inputs = weight.shape
         self._scale = scale
-        self._packed = packs()
+        self._packed = weight.numel() >= PACKED_SIZE and packs()
         if self._packed:
             self._weight = torch.ops.onednn.qlinear_prepack(weight, None)
             self._zero = torch.zeros(self.outputs, dtype=torch.int32)
