@@ -2,11 +2,12 @@
 
 import json
 import sys
+import threading
 
 import pytest
 import torch
 
-from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype, hardware
+from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype, hardware, in_threads
 from ulmfit.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -107,3 +108,29 @@ def test_the_hardware_is_told_in_plain_json():
     assert told["python"] == ".".join(map(str, sys.version_info[:3]))
     assert told["device"] and "\n" not in told["device"]
     assert json.loads(json.dumps(told)) == told
+
+
+def test_work_in_threads_is_done_in_each_alone_and_leaves_the_count_as_it_was(threads):
+    seen = {}
+    together = threading.Barrier(2, timeout=60)
+
+    def work(item):
+        together.wait()
+        seen[item] = torch.get_num_threads()
+
+    with threads(2):
+        in_threads(work, ["a", "b"])
+        assert seen == {"a": 1, "b": 1}
+        in_threads(lambda item: seen.update({item: torch.get_num_threads()}), ["alone"])
+        assert seen["alone"] == torch.get_num_threads() == 2
+
+
+def test_what_is_raised_in_a_thread_is_raised_here(threads):
+    def work(item):
+        if item == 2:
+            raise ValueError(f"item {item}")
+
+    with threads(2):
+        with pytest.raises(ValueError, match="item 2"):
+            in_threads(work, [1, 2])
+        assert torch.get_num_threads() == 2

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ulmfit.config import Precision, PredictionPrecision
 from ulmfit.errors import ConfigError
+
+Item = TypeVar("Item")
 
 
 def choose_device(name: str) -> torch.device:
@@ -84,6 +88,23 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     )
+
+
+def in_threads(work: Callable[[Item], None], items: Sequence[Item]) -> None:
+    """Do the work of each item in a thread of its own, whose tensor operations do not split further.
+
+    For work that is independent: threads that share one small operation wait for each other at its end. PyTorch keeps
+    the count of each thread by itself, and one for the threads to come, which is put back. An exception is raised here.
+    """
+    if len(items) == 1:
+        work(items[0])
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(len(items), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, items))
+    finally:
+        torch.set_num_threads(before)
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,7 @@ def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """(rows, ...) -> int8 of the same shape and a float32 scale for each row; a row's largest entry becomes 127."""
     rows = matrix.float().flatten(1)
     scale = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_PEAK
-    quantised = (rows / scale.unsqueeze(1)).round().clamp(-INT8_PEAK, INT8_PEAK).to(torch.int8)
+    quantised = (rows / scale.unsqueeze(1)).round_().clamp_(-INT8_PEAK, INT8_PEAK).to(torch.int8)
     return quantised.reshape(matrix.shape), scale
 
 

@@ -114,3 +114,25 @@ def test_documents_are_classified_in_their_own_order_as_each_alone(model, direct
         alone = model(torch.tensor(ids).unsqueeze(1), torch.tensor([len(ids)])).logits[0]
         torch.testing.assert_close(found[row], alone, atol=1e-5, rtol=1e-4)
     model.train()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_in_int8_each_thread_reads_documents_of_its_own_and_each_as_alone(
+    monkeypatch, threads, model, direction, count
+):
+    for name, value in {"LANES": 3, "WINDOW": 2, "WINDOW_TOKENS": 4, "THREAD_DOCUMENTS": 2, "CHUNK": 9}.items():
+        monkeypatch.setattr(f"ulmfit.learning.classifier.INT8_{name}", value)
+    tokenizer = train_tokenizer(["a b c d e f g h"] * 2, config=TokenizerConfig(vocab_size=VOCABULARY))
+    generator = np.random.default_rng(3)
+    documents = [[2, *generator.integers(3, 15, size=size)] for size in generator.integers(0, 12, 20)]
+    corpus = Corpus.from_documents(documents, vocab_size=VOCABULARY)
+    wanted = generator.permutation(20)[:17]
+    how = {"direction": direction, "tokenizer": tokenizer, "dtype": torch.int8}
+    model.eval()
+    with threads(count):
+        found = classify_documents(model, corpus, wanted, **how)
+        assert torch.get_num_threads() == count
+    for row, index in zip(found, wanted, strict=True):
+        torch.testing.assert_close(row, classify_documents(model, corpus, np.array([index]), **how)[0])
+    model.train()

@@ -165,7 +165,7 @@ def test_select_rows_continues_the_first_sequences_alone():
     encoder, tokens = make(), some_tokens()
     _, state = encoder(tokens)
     both, _ = encoder(tokens, state)
-    fewer, _ = encoder(tokens[:, :2], select_rows(state, 2))
+    fewer, _ = encoder(tokens[:, :2], select_rows(state, slice(2)))
     torch.testing.assert_close(fewer, both[:, :2])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
+from ulmfit.compute import in_threads
 from ulmfit.config import (
     ClassifierConfig,
     ClassifyConfig,
@@ -25,8 +27,9 @@ from ulmfit.config import (
 from ulmfit.errors import ConfigError, DataError
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
-from ulmfit.models.encoder import State
-from ulmfit.text.batches import DocumentBatch, DocumentBatches, prefetch
+from ulmfit.models.encoder import Encoder, State
+from ulmfit.models.lanes import read_in_lanes
+from ulmfit.text.batches import DocumentBatch, DocumentBatches, prefetch, reverse_document
 from ulmfit.text.corpus import Corpus, split_documents
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import ALONE, Processes
@@ -38,10 +41,16 @@ EVALUATION_DOCUMENTS = {"cpu": 96, "cuda": 2**12}
 """documents of a batch in evaluation"""
 EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**23}
 """and its tokens, padding included, at most; a window holds few of them"""
-INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**11
-"""in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
 GPU_WINDOW = 32
 """few steps, as many documents are read at once; where there are fewer, a GPU reads several windows together"""
+INT8_LANES = 256
+"""documents that one thread reads at once in int8: fewer are multiplied more slowly"""
+INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**12
+"""in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
+INT8_THREAD_DOCUMENTS = 64
+"""documents from which on a thread of its own pays in int8; threads that share the products of fewer do better"""
+INT8_CHUNK = 4096
+"""documents whose pooled outputs are held at once"""
 
 
 def learn_classifiers(
@@ -272,6 +281,26 @@ def classify_documents(
     `weights` are what the model's encoder prepared in `dtype`, where the caller keeps them. Several processes share the
     documents and each gets the logits of all.
     """
+    chosen = np.arange(len(corpus)) if documents is None else documents
+    if dtype == torch.int8:
+        logits = _classify_in_int8(model, corpus, chosen, direction, tokenizer, weights, processes)
+    else:
+        logits = _classify_in_batches(model, corpus, chosen, direction, tokenizer, dtype, weights, processes)
+    processes.sum([logits])
+    return logits
+
+
+def _classify_in_batches(
+    model: Classifier,
+    corpus: Corpus,
+    documents: np.ndarray[Any, np.dtype[np.int64]],
+    direction: Direction,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+    weights: Any,
+    processes: Processes,
+) -> Tensor:
+    """Logits of this process's share in batches of like length, zeros elsewhere."""
     device = next(model.parameters()).device
     batches = DocumentBatches(
         corpus,
@@ -284,21 +313,70 @@ def classify_documents(
         padding_id=tokenizer.padding_id,
     )
     place = np.empty(len(corpus), dtype=np.int64)
-    place[np.arange(len(corpus)) if documents is None else documents] = np.arange(batches.documents)
-    logits = torch.zeros(batches.documents, model.config.head.classes)
+    place[documents] = np.arange(len(documents))
+    logits = torch.zeros(len(documents), model.config.head.classes)
     with torch.inference_mode():
         weights = weights or model.encoder.prepare(dtype)
         for batch in batches.epoch(0, share=(processes.rank, processes.size)):
             tokens, lengths = padded(batch, device), torch.from_numpy(batch.lengths)
-            window = _evaluation_window(len(lengths), dtype, device)
+            # Nothing is drawn at random and nothing learnt, so where windows end makes no difference but to speed.
+            window = GPU_WINDOW if device.type == "cuda" else None
             result = model(tokens, lengths, dtype=dtype, weights=weights, window=window)
             logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
-    processes.sum([logits])
     return logits
 
 
-def _evaluation_window(documents: int, dtype: torch.dtype, device: torch.device) -> int | None:
-    """Nothing is drawn at random and nothing learnt, so where windows end makes no difference but to speed."""
-    if device.type == "cuda":
-        return GPU_WINDOW
-    return max(INT8_WINDOW, INT8_WINDOW_TOKENS // documents) if dtype == torch.int8 else None
+def _classify_in_int8(
+    model: Classifier,
+    corpus: Corpus,
+    documents: np.ndarray[Any, np.dtype[np.int64]],
+    direction: Direction,
+    tokenizer: Tokenizer,
+    weights: Any,
+    processes: Processes,
+) -> Tensor:
+    """The same in int8, where no document's numbers depend on its company or its windows, so it is read in lanes."""
+    logits = torch.zeros(len(documents), model.config.head.classes)
+    order = np.argsort(-corpus.lengths[documents], kind="stable")[processes.rank :: processes.size]
+
+    def document(place: int) -> np.ndarray[Any, Any]:
+        ids = corpus.document(int(documents[order[place]]))
+        return reverse_document(ids, begin_id=tokenizer.begin_id) if direction == "backward" else ids
+
+    with torch.inference_mode():
+        weights = weights or model.encoder.prepare(torch.int8)
+        for start in range(0, len(order), INT8_CHUNK):
+            places = range(start, min(start + INT8_CHUNK, len(order)))
+            pooled = _pool_in_lanes(model.encoder, weights, document, places)
+            logits[torch.from_numpy(order[places.start : places.stop])] = model.head(pooled)
+    return logits
+
+
+def _pool_in_lanes(
+    encoder: Encoder, weights: Any, document: Callable[[int], np.ndarray[Any, Any]], places: range
+) -> Tensor:
+    """Pooled outputs (places, 3 * output_size) of documents that get shorter from place to place.
+
+    With documents enough each thread reads its own, one from the longest on and the others from the shortest: so they
+    end at about the same time, and the longest do not run on alone.
+    """
+    waiting = deque(places)
+    pooled = torch.empty(len(places), 3 * encoder.output_size)
+
+    def read(next_place: Callable[[], int]) -> None:
+        def take() -> tuple[int, np.ndarray[Any, Any]] | None:
+            try:
+                place = next_place()
+            except IndexError:
+                return None
+            return place - places.start, document(place)
+
+        with torch.inference_mode():  # each thread has a mode of its own
+            for numbers, rows in read_in_lanes(
+                encoder, weights, take, lanes=INT8_LANES, window=INT8_WINDOW, window_tokens=INT8_WINDOW_TOKENS
+            ):
+                pooled[numbers] = rows
+
+    threads = max(1, min(torch.get_num_threads(), len(places) // INT8_THREAD_DOCUMENTS))
+    in_threads(read, [waiting.popleft if number == 0 else waiting.pop for number in range(threads)])
+    return pooled

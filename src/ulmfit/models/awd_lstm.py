@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from ulmfit.config import EncoderConfig
 from ulmfit.int8_rows import quantise_rows
+from ulmfit.models.cuda_streams import LayerStreams
 from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
-from ulmfit.models.int8_lstm import Int8LstmWeights, int8_lstm, quantise_lstm
-from ulmfit.models.cuda_streams import LayerStreams
+from ulmfit.models.int8_lstm import BLOCK_ROWS, Int8LstmWeights, gates_workspace, int8_lstm, quantise_lstm
 from ulmfit.models.lstm import LstmWeights, launches_once, lstm
 
 EMBEDDING_RANGE = 0.1
@@ -66,7 +66,9 @@ class AwdLstm(nn.Module):
                 dropped = weight_dropout(hidden_weight, self.config.dropouts.weight, training=self.training)
             layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
         if in_int8:
-            return Int8AwdLstmWeights(tuple(map(quantise_lstm, layers)))
+            return Int8AwdLstmWeights(
+                tuple(quantise_lstm(layer, embeddings=depth == 0) for depth, layer in enumerate(layers))
+            )
         return AwdLstmWeights(dtype, tuple(layers), streams)
 
     def forward(
@@ -119,16 +121,25 @@ class AwdLstm(nn.Module):
         return LayerStreams(1, tokens.device)
 
     def _forward_int8(self, tokens: Tensor, state: State | None, weights: Int8AwdLstmWeights) -> tuple[Tensor, State]:
-        """The same without dropout and in int8; outputs and state are float32."""
-        embedded = functional.embedding(tokens, self.embedding.weight.detach())
-        rows, scales = quantise_rows(embedded.flatten(0, 1))
-        inputs, scale = rows.view(embedded.shape), scales.view(tokens.shape)
+        """The same without dropout and in int8; outputs are float32, the state is as `int8_lstm` has it."""
+        scale: Tensor | None
+        inputs, scale = self._quantised_embeddings(tokens)
+        workspace = gates_workspace(tokens, weights.layers)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):
             before = None if state is None else (state[2 * depth], state[2 * depth + 1])
-            outputs, inputs, end = int8_lstm(inputs, scale if depth == 0 else None, before, layer)
+            last = depth == len(weights.layers) - 1
+            inputs, end = int8_lstm(inputs, scale, before, layer, exact=last, workspace=workspace)
+            scale = None
             after += end
-        return outputs, tuple(after)
+        return inputs, tuple(after)
+
+    def _quantised_embeddings(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(time, batch) -> (time, batch, embedding_size) in int8 and a scale for each; some at a time, in the cache."""
+        table = self.embedding.weight.detach()
+        parts = [quantise_rows(functional.embedding(ids, table)) for ids in torch.split(tokens.flatten(), BLOCK_ROWS)]
+        rows, scales = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return rows.view(*tokens.shape, -1), scales.view(tokens.shape)
 
     def layer_groups(self) -> list[LayerGroup]:
         """Embedding, then one group per LSTM layer."""

@@ -50,6 +50,18 @@ class ConcatPool:
         self.maximum = _first_rows(torch.maximum(_first(self.maximum, rows), maximum), self.maximum)
         self.sum = _first_rows(_first(self.sum, rows) + total, self.sum)
 
+    def restart(self, rows: list[int], lengths: Tensor) -> None:
+        """Let other documents of these lengths begin in some rows."""
+        self.lengths[rows] = lengths.float()
+        self.maximum[rows] = -math.inf
+        self.sum[rows] = 0
+
+    def select(self, rows: list[int]) -> None:
+        """Keep these rows."""
+        self.lengths, self.last, self.maximum, self.sum = (
+            tensor[rows] for tensor in (self.lengths, self.last, self.maximum, self.sum)
+        )
+
     def result(self) -> Tensor:
         """(documents, 3 * size) in float32."""
         return torch.cat([self.last, self.maximum, self.sum / self.lengths.unsqueeze(1)], dim=1)
@@ -117,7 +129,7 @@ def encode_documents(
     for start, end, rows in _blocks(sizes, window, edges=edges, device=device):
         constant = int((window * first_with_gradient[:rows] > start).sum())
         if state is not None and state[0].shape[1] != rows:
-            state = select_rows(state, rows)
+            state = select_rows(state, slice(rows))
         with torch.set_grad_enabled(torch.is_grad_enabled() and constant < rows):
             outputs, state = encoder(tokens[start:end, :rows], state, weights, window=window)
         if 0 < constant < rows:

@@ -83,6 +83,6 @@ def detach(state: State) -> State:
     return tuple(tensor.detach() for tensor in state)
 
 
-def select_rows(state: State, count: int) -> State:
-    """The state of the first `count` sequences of the batch."""
-    return tuple(tensor[:, :count].contiguous() for tensor in state)
+def select_rows(state: State, rows: slice | list[int]) -> State:
+    """The state of some sequences of the batch."""
+    return tuple(tensor[:, rows].contiguous() for tensor in state)
