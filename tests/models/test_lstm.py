@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit.models.lstm import LstmWeights, _weights_pack, lstm, lstm_by_products, lstm_with_bias_column
+from ulmfit.models.lstm import lstm, lstm_with_bias_column
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights, _weights_pack, lstm_by_products
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 
@@ -157,7 +158,7 @@ def test_packed_weights_change_nothing_but_the_speed(monkeypatch, batch):
     state = (torch.randn(1, batch, 24).bfloat16(), torch.randn(1, batch, 24).bfloat16())
     results = []
     for packed in (True, False):
-        monkeypatch.setattr("ulmfit.models.lstm._weights_pack", lambda dtype, packed=packed: packed)
+        monkeypatch.setattr("ulmfit.models.lstm_products._weights_pack", lambda dtype, packed=packed: packed)
         outputs, _ = lstm_by_products(inputs, state, LstmWeights(*tensors))
         results.append([outputs, *torch.autograd.grad(outputs.cos().sum(), [inputs, *tensors])])
     for mine, wanted in zip(*results, strict=True):

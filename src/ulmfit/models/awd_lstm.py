@@ -14,7 +14,8 @@ from ulmfit.int8_rows import quantise_rows
 from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import Int8LstmWeights, int8_lstm, quantise_lstm
-from ulmfit.models.lstm import LstmWeights, lstm
+from ulmfit.models.lstm import for_one_step, lstm
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights
 
 EMBEDDING_RANGE = 0.1
 
@@ -24,7 +25,7 @@ class AwdLstmWeights:
     """One step's weights: LSTM layers cast to the compute dtype with their weight dropout applied."""
 
     dtype: torch.dtype
-    layers: tuple[LstmWeights, ...]
+    layers: tuple[LstmWeights | SharedWeights, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class AwdLstm(nn.Module):
             layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
         if in_int8:
             return Int8AwdLstmWeights(tuple(map(quantise_lstm, layers)))
-        return AwdLstmWeights(dtype, tuple(layers))
+        return AwdLstmWeights(dtype, tuple(map(for_one_step, layers)))
 
     def forward(
         self, tokens: Tensor, state: State | None = None, weights: AwdLstmWeights | Int8AwdLstmWeights | None = None

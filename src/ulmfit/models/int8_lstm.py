@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.int8_rows import INT8_PEAK, quantise_rows
-from ulmfit.models.lstm import LstmWeights
+from ulmfit.models.lstm_products import LstmWeights
 
 BLOCK_ROWS = 256
 """rows of inputs multiplied at once: enough for the full rate, few enough for the gates to stay in the cache"""
