@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ulmfit.models.lstm import lstm, lstm_with_bias_column
-from ulmfit.models.lstm_products import LstmWeights, SharedWeights, _weights_pack, lstm_by_products
+from ulmfit.models.lstm_products import LstmWeights, _weights_pack, lstm_by_products
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 

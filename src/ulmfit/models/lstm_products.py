@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ulmfit.models.bias_column import COLUMNS
+from ulmfit.models.cpu_products import added, transposed, transposed_with_ones
 
 ROWS_TO_PACK_FOR = 64
 """oneDNN orders a weight for a number of rows in the other factor; this order serves any number"""
-_ADDED_AT_ONCE = 2**18
-"""entries of a gradient: what is added up stays in the cache"""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 State = tuple[Tensor, Tensor]
@@ -61,7 +59,7 @@ class SharedWeights:
     def backward_product(self) -> Product:
         """(gates, addend) -> gates @ hidden_weight + addend."""
         if self._backward is None:
-            self._backward = _recurrent_product(self.hidden_weight.detach().t(), None)
+            self._backward = _recurrent_product(transposed(self.hidden_weight.detach()), None)
         return self._backward
 
 
@@ -74,32 +72,8 @@ class _Gradients:
 
     def add(self, gates: Tensor, inputs: Tensor, hidden: Tensor) -> None:
         """Gradients of a window's gates (rows, 4 * hidden), and what went into them (rows, size)."""
-        self.of_inputs = _added(self.of_inputs, _transposed_with_ones(inputs) @ gates)
-        self.of_hidden = _added(self.of_hidden, hidden.t().contiguous() @ gates)
-
-
-def _transposed_with_ones(inputs: Tensor) -> Tensor:
-    """(rows, size) -> (size + 8, rows), the last 8 rows ones: against them, gates add up to the bias's gradient.
-
-    oneDNN multiplies row-major factors two to three times as fast as a transposed one.
-    """
-    rows, size = inputs.shape
-    transposed = inputs.new_ones(size + COLUMNS, rows)
-    transposed[:size].copy_(inputs.t())
-    return transposed
-
-
-def _added(total: Tensor | None, part: Tensor) -> Tensor:
-    """Their sum: a lone part as it is, several in float32."""
-    if total is None:
-        return part
-    if total.dtype == part.dtype and part.dtype.itemsize < 4:
-        total = total.float()
-    rows = max(1, _ADDED_AT_ONCE // part.shape[1])
-    block = total.new_empty(rows, part.shape[1])
-    for into, piece in zip(total.split(rows), part.split(rows), strict=True):
-        into.add_(block[: len(piece)].copy_(piece))  # PyTorch adds a mixture of dtypes several times slower
-    return total
+        self.of_inputs = added(self.of_inputs, transposed_with_ones(inputs) @ gates)
+        self.of_hidden = added(self.of_hidden, transposed(hidden) @ gates)
 
 
 class _Gather(torch.autograd.Function):
@@ -119,8 +93,8 @@ class _Gather(torch.autograd.Function):
         ctx.gradients.of_inputs = ctx.gradients.of_hidden = None
         return (
             None,
-            of_inputs[: ctx.inputs].to(ctx.dtype).t().contiguous() if with_inputs else None,
-            of_hidden.to(ctx.dtype).t().contiguous() if with_hidden else None,
+            transposed(of_inputs[: ctx.inputs].to(ctx.dtype)) if with_inputs else None,
+            transposed(of_hidden.to(ctx.dtype)) if with_hidden else None,
             of_inputs[-1].to(ctx.dtype) if with_bias else None,
         )
 
