@@ -16,6 +16,7 @@ from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import Int8LstmWeights, int8_lstm, quantise_lstm
 from ulmfit.models.lstm import for_one_step, lstm
 from ulmfit.models.lstm_products import LstmWeights, SharedWeights
+from ulmfit.models.shared_table import SharedTable
 
 EMBEDDING_RANGE = 0.1
 
@@ -26,6 +27,8 @@ class AwdLstmWeights:
 
     dtype: torch.dtype
     layers: tuple[LstmWeights | SharedWeights, ...]
+    table: SharedTable | None
+    """the embedding, where its gradient is sparse"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,9 @@ class AwdLstm(nn.Module):
             layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
         if in_int8:
             return Int8AwdLstmWeights(tuple(map(quantise_lstm, layers)))
-        return AwdLstmWeights(dtype, tuple(map(for_one_step, layers)))
+        sparse = self.embedding.sparse and torch.is_grad_enabled()
+        table = SharedTable(self.embedding.weight) if sparse else None
+        return AwdLstmWeights(dtype, tuple(map(for_one_step, layers)), table)
 
     def forward(
         self, tokens: Tensor, state: State | None = None, weights: AwdLstmWeights | Int8AwdLstmWeights | None = None
@@ -76,8 +81,7 @@ class AwdLstm(nn.Module):
         if isinstance(weights, Int8AwdLstmWeights):
             return self._forward_int8(tokens, state, weights)
         dropouts = self.config.dropouts
-        table = self.embedding
-        outputs = embed(tokens, table.weight, dropouts.embedding, training=self.training, sparse=table.sparse)
+        outputs = embed(tokens, self.embedding.weight, dropouts.embedding, training=self.training, table=weights.table)
         outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=self.training)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):

@@ -19,7 +19,7 @@ _ADDED_AT_ONCE = 2**18
 
 def transpose_into(out: Tensor, matrix: Tensor) -> Tensor:
     """Out (columns, rows) from matrix (rows, columns); the first comes back."""
-    for into, block in zip(out.split(_ROWS_AT_ONCE, 1), matrix.split(_ROWS_AT_ONCE), strict=True):
+    for into, block in zip(torch.split(out, _ROWS_AT_ONCE, 1), torch.split(matrix, _ROWS_AT_ONCE), strict=True):
         into.copy_(block.t())
     return out
 
@@ -44,6 +44,6 @@ def added(total: Tensor | None, part: Tensor) -> Tensor:
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     rows = max(1, _ADDED_AT_ONCE // part.shape[1])
     block = total.new_empty(rows, part.shape[1])
-    for into, piece in zip(total.split(rows), part.split(rows), strict=True):
+    for into, piece in zip(torch.split(total, rows), torch.split(part, rows), strict=True):
         into.add_(block[: len(piece)].copy_(piece))  # PyTorch adds a mixture of dtypes several times slower
     return total

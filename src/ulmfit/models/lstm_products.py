@@ -136,12 +136,14 @@ class _LstmByProducts(torch.autograd.Function):
         entry_and_forget = working[:, : 2 * size]
         squashed = torch.empty_like(cells[0])
         hidden_of, cell_of = hiddens.unbind(), cells.unbind()
+        learning = any(ctx.needs_input_grad)
         for step, gate in enumerate(gates.unbind()):
             working.copy_(recurrent(hidden_of[step], gate))
             entry_and_forget.sigmoid_()
             candidate.tanh_()
             exit_.sigmoid_()
-            gate.copy_(working)
+            if learning:
+                gate.copy_(working)
             torch.mul(cell_of[step], forget, out=cell_of[step + 1]).addcmul_(entry, candidate)
             hidden_of[step + 1].copy_(torch.tanh(cell_of[step + 1], out=squashed).mul_(exit_))
         ctx.save_for_backward(inputs, shared.input_weight, gates, hiddens, cells)
