@@ -95,3 +95,24 @@ def test_equal_seeds_give_equal_masks():
         return keep_mask(torch.ones(1), (5, 5), 0.5)
 
     assert torch.equal(draw(), draw())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
+def test_weight_dropout_meets_its_rate_and_draws_from_the_seed_alone(rate, dtype):
+    weight = torch.ones(1001, 999, dtype=dtype)
+    torch.manual_seed(1)
+    dropped = weight_dropout(weight, rate, training=True)
+    assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.002)
+    assert dropped.dtype == dtype and set(dropped.unique().tolist()) == {
+        0,
+        torch.tensor(1 / (1 - rate)).to(dtype).item(),
+    }
+    torch.manual_seed(1)
+    assert torch.equal(weight_dropout(weight, rate, training=True), dropped)
+
+
+def test_weight_dropout_takes_neighbours_one_by_one():
+    dropped = weight_dropout(torch.ones(1000, 1000), 0.5, training=True).view(-1, 4) == 0
+    together = dropped.float().t().corrcoef() - torch.eye(4)
+    assert together.abs().max() < 0.01

@@ -171,6 +171,17 @@ def test_the_plain_kernel_equals_autograd():
     check_kernel(logits, problem()[1], rtol=1e-5, atol=1e-6)
 
 
+def test_the_greatest_of_a_row_is_found_whatever_the_signs():
+    rows = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows[:50] = -rows[:50].abs()
+    rows[50:60] = 0
+    rows[60], rows[61, 3], rows[62], rows[62, 7] = -torch.inf, torch.inf, -3, -0.0
+    found, wanted = softmax_kernel._row_maxima(rows), rows.amax(1)
+    assert torch.equal(found, wanted) and found.dtype == torch.bfloat16
+    rows[:] = torch.nan
+    assert softmax_kernel._row_maxima(rows).isnan().all() and softmax_kernel._row_maxima(-rows).isnan().all()
+
+
 @NEEDS_CUDA
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float32, 1e-4, 1e-6), (torch.bfloat16, 1e-2, 1e-4)])
 @pytest.mark.parametrize("classes", [2, 1000, 8192, 8193, 20_011])
