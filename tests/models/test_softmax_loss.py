@@ -124,6 +124,14 @@ def test_master_weights_get_gradients_in_their_own_precision():
     torch.testing.assert_close(tuple(gradient.bfloat16() for gradient in gradients), tuple(expected))
 
 
+@pytest.mark.parametrize("learning", [(True, True), (True, False), (False, True)])
+@pytest.mark.usefixtures("small_chunks")
+def test_both_orders_of_the_products_give_the_same(learning):
+    tensors, targets = problem()
+    by_cpu, by_gpu = (kernel(*tensors, targets, *learning) for kernel in (softmax_loss._on_cpu, softmax_loss._on_gpu))
+    torch.testing.assert_close(by_cpu, by_gpu)
+
+
 def test_huge_logits_stay_finite():
     tensors, targets = problem()
     tensors[0] *= 1e4
