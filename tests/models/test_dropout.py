@@ -118,3 +118,24 @@ def test_embedding_rows_are_dropped_anew_in_each_window():
         assert torch.equal(kept[start : start + 4], kept[start : start + 1].expand_as(kept[start : start + 4]))
     assert not torch.equal(kept[3], kept[4])
     torch.testing.assert_close(embedded[kept], (2 * table).expand(10, 30, 4)[kept])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
+def test_weight_dropout_meets_its_rate_and_draws_from_the_seed_alone(rate, dtype):
+    weight = torch.ones(1001, 999, dtype=dtype)
+    torch.manual_seed(1)
+    dropped = weight_dropout(weight, rate, training=True)
+    assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.002)
+    assert dropped.dtype == dtype and set(dropped.unique().tolist()) == {
+        0,
+        torch.tensor(1 / (1 - rate)).to(dtype).item(),
+    }
+    torch.manual_seed(1)
+    assert torch.equal(weight_dropout(weight, rate, training=True), dropped)
+
+
+def test_weight_dropout_takes_neighbours_one_by_one():
+    dropped = weight_dropout(torch.ones(1000, 1000), 0.5, training=True).view(-1, 4) == 0
+    together = dropped.float().t().corrcoef() - torch.eye(4)
+    assert together.abs().max() < 0.01

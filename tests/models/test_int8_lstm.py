@@ -9,7 +9,7 @@ from ulmfit.int8_rows import quantise_rows, restore_rows
 from ulmfit.models import int8_lstm as module
 from ulmfit.models.encoder import build_encoder
 from ulmfit.models.int8_lstm import int8_lstm, quantise_lstm
-from ulmfit.models.lstm import LstmWeights
+from ulmfit.models.lstm_products import LstmWeights
 
 TIME, BATCH, INPUTS, HIDDEN = 24, 9, 20, 36
 

@@ -80,7 +80,7 @@ def test_dropout_changes_training_and_leaves_evaluation():
     model, (tokens, targets) = make(rate=0.4), some_window()
     reference = plain_loss(model.eval(), tokens, targets)
     torch.testing.assert_close(model.loss(tokens, targets, None).total, reference)
-    assert not torch.allclose(model.train().loss(tokens, targets, None).total, reference, rtol=1e-3)
+    assert not torch.allclose(model.train().loss(tokens, targets, None).total, reference, rtol=1e-4)
 
 
 def test_half_precision_stays_near_single():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit.models.lstm import LstmWeights, _weights_pack, lstm, lstm_by_products, lstm_with_bias_column
+from ulmfit.models.lstm import for_one_step, lstm, lstm_with_bias_column
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights, _weights_pack, lstm_by_products
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 
@@ -157,7 +158,7 @@ def test_packed_weights_change_nothing_but_the_speed(monkeypatch, batch):
     state = (torch.randn(1, batch, 24).bfloat16(), torch.randn(1, batch, 24).bfloat16())
     results = []
     for packed in (True, False):
-        monkeypatch.setattr("ulmfit.models.lstm._weights_pack", lambda dtype, packed=packed: packed)
+        monkeypatch.setattr("ulmfit.models.lstm_products._weights_pack", lambda dtype, packed=packed: packed)
         outputs, _ = lstm_by_products(inputs, state, LstmWeights(*tensors))
         results.append([outputs, *torch.autograd.grad(outputs.cos().sum(), [inputs, *tensors])])
     for mine, wanted in zip(*results, strict=True):
@@ -174,3 +175,39 @@ def test_the_layer_by_products_gives_no_gradient_to_what_is_frozen(frozen):
     outputs.sum().backward()
     assert (inputs.grad is None) == (frozen == "inputs")
     assert all((tensor.grad is None) == (frozen == "weights") for tensor in tensors)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_windows_that_share_weights_give_the_gradients_of_the_whole(dtype, tolerance):
+    torch.manual_seed(0)
+    reference = nn.LSTM(13, 24).to(dtype).double()
+    layer = nn.LSTM(13, 24).to(dtype)
+    layer.load_state_dict(reference.state_dict())
+    inputs = torch.randn(11, 5, 13).to(dtype)
+    wanted, _ = reference(inputs.double())
+    wanted.cos().sum().backward()
+    shared, state, outputs = SharedWeights(weights_of(layer)), (torch.zeros(1, 5, 24, dtype=dtype),) * 2, []
+    for window in inputs.split(4):
+        found, state = lstm(window, state, shared)
+        outputs.append(found)
+    torch.cat(outputs).double().cos().sum().backward()
+    assert (torch.cat(outputs).double() - wanted).norm() < max(tolerance, 1e-6) * wanted.norm()
+    for mine, theirs in zip(layer.parameters(), reference.parameters(), strict=True):
+        assert mine.grad.dtype == dtype
+        assert (mine.grad.double() - theirs.grad).norm() < tolerance * theirs.grad.norm()
+
+
+def test_a_second_backward_pass_over_what_the_first_used_up_is_refused():
+    tensors = [torch.randn(shape, requires_grad=True) for shape in ((20, 3), (20, 5), (20,), (20,))]
+    outputs, _ = lstm_by_products(torch.randn(4, 2, 3), (torch.zeros(1, 2, 5),) * 2, LstmWeights(*tensors))
+    outputs.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.sum().backward()
+
+
+def test_only_training_in_half_precision_on_a_cpu_shares_weights(layer):
+    half = LstmWeights(*(tensor.bfloat16() for tensor in weights_of(layer)))
+    assert isinstance(for_one_step(half), SharedWeights)
+    assert for_one_step(weights_of(layer)) == weights_of(layer)
+    with torch.no_grad():
+        assert for_one_step(half) is half

@@ -124,6 +124,14 @@ def test_master_weights_get_gradients_in_their_own_precision():
     torch.testing.assert_close(tuple(gradient.bfloat16() for gradient in gradients), tuple(expected))
 
 
+@pytest.mark.parametrize("learning", [(True, True), (True, False), (False, True)])
+@pytest.mark.usefixtures("small_chunks")
+def test_both_orders_of_the_products_give_the_same(learning):
+    tensors, targets = problem()
+    by_cpu, by_gpu = (kernel(*tensors, targets, *learning) for kernel in (softmax_loss._on_cpu, softmax_loss._on_gpu))
+    torch.testing.assert_close(by_cpu, by_gpu)
+
+
 def test_huge_logits_stay_finite():
     tensors, targets = problem()
     tensors[0] *= 1e4
@@ -169,6 +177,17 @@ def check_kernel(logits, targets, *, rtol, atol):
 def test_the_plain_kernel_equals_autograd():
     logits = 3 * torch.randn(ROWS, CLASSES, generator=torch.Generator().manual_seed(0))
     check_kernel(logits, problem()[1], rtol=1e-5, atol=1e-6)
+
+
+def test_the_greatest_of_a_row_is_found_whatever_the_signs():
+    rows = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows[:50] = -rows[:50].abs()
+    rows[50:60] = 0
+    rows[60], rows[61, 3], rows[62], rows[62, 7] = -torch.inf, torch.inf, -3, -0.0
+    found, wanted = softmax_kernel._row_maxima(rows), rows.amax(1)
+    assert torch.equal(found, wanted) and found.dtype == torch.bfloat16
+    rows[:] = torch.nan
+    assert softmax_kernel._row_maxima(rows).isnan().all() and softmax_kernel._row_maxima(-rows).isnan().all()
 
 
 @NEEDS_CUDA

@@ -15,7 +15,9 @@ from ulmfit.models.cuda_streams import LayerStreams
 from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import BLOCK_ROWS, Int8LstmWeights, gates_workspace, int8_lstm, quantise_lstm
-from ulmfit.models.lstm import LstmWeights, launches_once, lstm
+from ulmfit.models.lstm import for_one_step, launches_once, lstm
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights
+from ulmfit.models.shared_table import SharedTable
 
 EMBEDDING_RANGE = 0.1
 
@@ -25,7 +27,9 @@ class AwdLstmWeights:
     """One step's weights: LSTM layers cast to the compute dtype with their weight dropout applied."""
 
     dtype: torch.dtype
-    layers: tuple[LstmWeights, ...]
+    layers: tuple[LstmWeights | SharedWeights, ...]
+    table: SharedTable | None
+    """the embedding, where its gradient is sparse"""
     streams: LayerStreams
     """where each layer's weights were made"""
 
@@ -69,7 +73,9 @@ class AwdLstm(nn.Module):
             return Int8AwdLstmWeights(
                 tuple(quantise_lstm(layer, embeddings=depth == 0) for depth, layer in enumerate(layers))
             )
-        return AwdLstmWeights(dtype, tuple(layers), streams)
+        sparse = self.embedding.sparse and torch.is_grad_enabled()
+        table = SharedTable(self.embedding.weight) if sparse else None
+        return AwdLstmWeights(dtype, tuple(map(for_one_step, layers)), table, streams)
 
     def forward(
         self,
@@ -87,19 +93,19 @@ class AwdLstm(nn.Module):
         weights = weights or self.prepare(torch.float32)
         if isinstance(weights, Int8AwdLstmWeights):
             return self._forward_int8(tokens, state, weights)
-        dropouts, table = self.config.dropouts, self.embedding
+        dropouts, training = self.config.dropouts, self.training
         streams = self._streams(tokens, weights)
         streams.enter(tokens, state)
         with streams.at(0):
             outputs = embed(
                 tokens,
-                table.weight,
+                self.embedding.weight,
                 dropouts.embedding,
-                training=self.training,
+                training=training,
                 window=window,
-                sparse=table.sparse,
+                table=weights.table,
             )
-            outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=self.training, window=window)
+            outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=training, window=window)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):
             with streams.at(depth):
@@ -117,7 +123,7 @@ class AwdLstm(nn.Module):
         """Side by side where one layer alone leaves the device idle, one after the other elsewhere."""
         if launches_once(tokens.shape[1], self.config.hidden_size, weights.dtype, tokens.device):
             return weights.streams
-        weights.streams.join(tensor for layer in weights.layers for tensor in layer)
+        weights.streams.join(part for layer in weights.layers if isinstance(layer, LstmWeights) for part in layer)
         return LayerStreams(1, tokens.device)
 
     def _forward_int8(self, tokens: Tensor, state: State | None, weights: Int8AwdLstmWeights) -> tuple[Tensor, State]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from ulmfit.int8_rows import INT8_PEAK, quantise_rows
 from ulmfit.models.int8_product import Int8Product
-from ulmfit.models.lstm import LstmWeights
+from ulmfit.models.lstm_products import LstmWeights
 
 BLOCK_ROWS = 256
 """rows of inputs multiplied at once: enough for the full rate, few enough for the gates to stay near"""

@@ -33,14 +33,30 @@ def _by_torch(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     kept = targets != IGNORED
     safe = targets.where(kept, 0).unsqueeze(1)
     # The loss is read off the likeliest class, whose probability never underflows: log p_t = x_t - x_top + log p_top.
-    gap = logits.amax(1).float() - logits.gather(1, safe).squeeze(1).float()
+    gap = _row_maxima(logits).float() - logits.gather(1, safe).squeeze(1).float()
     # One pass in place of log_softmax in float32, exp and a cast back.
     gradient = torch.softmax(logits, dim=1, out=logits)
-    losses = (gap - gradient.amax(1).float().log()) * kept
-    gradient.scatter_(1, safe, gradient.gather(1, safe) - 1)  # scatter_add_ would copy the whole of it on a CPU
+    losses = (gap - _row_maxima(gradient).float().log()) * kept
+    # What scatters along a dimension copies the whole of it on a CPU.
+    gradient[torch.arange(len(gradient), device=gradient.device), safe.squeeze(1)] -= 1
     if not bool(kept.all()):
         gradient *= kept.unsqueeze(1)
     return losses, gradient
+
+
+def _row_maxima(values: Tensor) -> Tensor:
+    """The greatest of each row, (rows,).
+
+    A CPU finds the greatest integer ten times as fast as the greatest bfloat16. Among floats that are not negative it
+    has the same bits; among negative ones the least integer has.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.bfloat16:
+        return values.amax(1)
+    integers = values.view(torch.int16)
+    greatest = integers.amax(1)
+    if bool((greatest < 0).any()):
+        greatest = torch.where(greatest < 0, integers.amin(1), greatest)
+    return greatest.view(torch.bfloat16)
 
 
 def _by_triton(logits: Tensor, targets: Tensor) -> Tensor:

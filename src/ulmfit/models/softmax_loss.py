@@ -6,62 +6,111 @@ hidden vectors and of the weight; what is kept for the backward pass has the siz
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.models.bias_column import COLUMNS, with_ones
+from ulmfit.models.cpu_products import added, transpose_into, transposed
 from ulmfit.models.softmax_kernel import losses_and_gradient
 
-CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**33}
+CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**33}
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        rows, classes = len(hidden), len(weight)
-        table, offsets = weight.to(hidden.dtype), bias.to(hidden.dtype)
         with_hidden, with_weight, with_bias, _ = ctx.needs_input_grad
-        hidden_gradient = torch.empty_like(hidden) if with_hidden else None
-        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_weight else None
-        bias_gradient = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device) if with_bias else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        step = _rows_per_chunk(table)
-        # One buffer for all chunks: on a CPU, fresh memory of this size costs as much as the softmax itself.
-        buffer = hidden.new_empty(min(step, rows), classes)
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            logits = torch.addmm(offsets, hidden[part], table.t(), out=buffer[: min(step, rows - start)])
-            losses, gradient = losses_and_gradient(logits, targets[part])
-            total += losses.sum()
-            if hidden_gradient is not None:
-                torch.mm(gradient, table, out=hidden_gradient[part])
-            if weight_gradient is not None and bias_gradient is not None and gradient.is_cuda:
-                # One pass less over the logits.
-                both = gradient.t() @ with_ones(hidden[part])
-                weight_gradient += both[:, :-COLUMNS]
-                bias_gradient += both[:, -1]
-            else:
-                if weight_gradient is not None:
-                    weight_gradient += gradient.t() @ hidden[part]
-                if bias_gradient is not None:
-                    bias_gradient += gradient.sum(0)
-        ctx.gradients = (hidden_gradient, weight_gradient, bias_gradient, weight.dtype, bias.dtype)
+        kernel = _on_cpu if hidden.device.type == "cpu" else _on_gpu
+        total, *ctx.gradients = kernel(hidden, weight, bias, targets, with_hidden, with_weight or with_bias)
+        ctx.needs = with_weight, with_bias
+        ctx.dtypes = weight.dtype, bias.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (scale,) = grad_outputs
-        hidden, weight, bias, weight_dtype, bias_dtype = ctx.gradients
+        hidden, weight, bias = ctx.gradients
         ctx.gradients = ()
+        with_weight, with_bias = ctx.needs
+        weight_dtype, bias_dtype = ctx.dtypes
         return (
             None if hidden is None else hidden.mul_(scale.to(hidden.dtype)),
-            None if weight is None else weight.mul_(scale).to(weight_dtype),
-            None if bias is None else bias.mul_(scale).to(bias_dtype),
+            weight.mul_(scale).to(weight_dtype) if with_weight else None,
+            bias.mul_(scale).to(bias_dtype) if with_bias else None,
             None,
         )
+
+
+Gradients: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""summed loss, and the gradients of hidden, weight and bias, the last two in float32 at least"""
+
+
+def _on_cpu(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, with_hidden: bool, with_weight: bool
+) -> Gradients:
+    """All products row-major, the bias in the products with the weight and its gradient with the weight's."""
+    (rows, size), classes = hidden.shape, len(weight)
+    table = weight.to(hidden.dtype)
+    stacked = hidden.new_zeros(size + COLUMNS, classes)
+    transpose_into(stacked[:size], table)
+    stacked[size] = bias
+    inputs = with_ones(hidden)
+    hidden_gradient = torch.empty_like(hidden) if with_hidden else None
+    both: Tensor | None = None
+    total = torch.zeros((), dtype=torch.float32)
+    step = _even(rows, _rows_per_chunk(table))
+    # One buffer for all chunks: fresh memory of this size costs as much as the softmax itself.
+    buffer = hidden.new_empty(step, classes)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        logits = torch.mm(inputs[part], stacked, out=buffer[: min(step, rows - start)])
+        losses, gradient = losses_and_gradient(logits, targets[part])
+        total += losses.sum()
+        if hidden_gradient is not None:
+            torch.mm(gradient, table, out=hidden_gradient[part])
+        if with_weight:
+            both = added(both, transposed(inputs[part]) @ gradient)
+    if not with_weight:
+        return total, hidden_gradient, None, None
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    both = hidden.new_zeros(size + COLUMNS, classes) if both is None else both
+    weight_gradient = transpose_into(torch.empty(classes, size, dtype=wide), both[:size])
+    return total, hidden_gradient, weight_gradient, both[size].to(wide, copy=True)
+
+
+def _on_gpu(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, with_hidden: bool, with_weight: bool
+) -> Gradients:
+    rows, classes = len(hidden), len(weight)
+    table, offsets = weight.to(hidden.dtype), bias.to(hidden.dtype)
+    hidden_gradient = torch.empty_like(hidden) if with_hidden else None
+    weight_gradient = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if with_weight else None
+    bias_gradient = torch.zeros(bias.shape, dtype=torch.float32, device=weight.device) if with_weight else None
+    total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+    step = _rows_per_chunk(table)
+    buffer = hidden.new_empty(min(step, rows), classes)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        logits = torch.addmm(offsets, hidden[part], table.t(), out=buffer[: min(step, rows - start)])
+        losses, gradient = losses_and_gradient(logits, targets[part])
+        total += losses.sum()
+        if hidden_gradient is not None:
+            torch.mm(gradient, table, out=hidden_gradient[part])
+        if weight_gradient is not None and bias_gradient is not None:
+            # One pass less over the logits.
+            both = gradient.t() @ with_ones(hidden[part])
+            weight_gradient += both[:, :-COLUMNS]
+            bias_gradient += both[:, -1]
+    return total, hidden_gradient, weight_gradient, bias_gradient
+
+
+def _even(rows: int, at_most: int) -> int:
+    """Rows a chunk where all chunks but the last have as many, and that hardly fewer."""
+    return max(1, math.ceil(rows / max(1, math.ceil(rows / at_most))))
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
