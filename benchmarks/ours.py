@@ -48,7 +48,7 @@ from ulmfit.training.stage import Stage
 OPTIMIZER = OptimizerConfig(gradient_clip=0.25)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GatedSetting(Setting):
     """A stage's setting whose training passes the gate before each batch; everything else is as in any run."""
 
