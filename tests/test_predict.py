@@ -144,7 +144,7 @@ def test_results_come_in_input_order_whatever_the_lengths(predictor, order, kept
 
 
 def test_results_come_in_input_order_over_many_batches(monkeypatch, predictor):
-    monkeypatch.setattr("ulmfit.learning.classifier.EVALUATION_TOKENS", {"cpu": 64})
+    monkeypatch.setattr("ulmfit.learning.reading.EVALUATION_TOKENS", {"cpu": 64})
     texts = random_texts(np.random.default_rng(1).integers(0, 30, 60), seed=2)
     close(predictor.probabilities(texts), alone(predictor, texts))
 

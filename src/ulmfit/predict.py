@@ -18,8 +18,8 @@ from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype
 from ulmfit.config import Precision, PredictionPrecision
 from ulmfit.errors import DataError
-from ulmfit.learning.classifier import classify_documents
 from ulmfit.learning.language_model import measure_language_model
+from ulmfit.learning.reading import classify_documents
 from ulmfit.pretrained import find_bundle
 from ulmfit.text.corpus import Corpus, build_corpus
 from ulmfit.text.sources import read_records, read_tables

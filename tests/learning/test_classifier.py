@@ -7,7 +7,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from ulmfit.config import ClassifierConfig, ClassifySettings, EncoderConfig, EncoderDropouts, TokenizerConfig
-from ulmfit.learning.classifier import _class_weights, _classification_loss, classify_documents
+from ulmfit.learning.classifier import FrozenEncoder, LabelledBatch, _class_weights, _classification_loss
+from ulmfit.learning.reading import classify_documents, pool_documents
 from ulmfit.models.classifier import Classifier, encode_documents
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.tokenizer import train_tokenizer
@@ -37,8 +38,10 @@ def batch():
 
 def loss_of(model, batch, *, epoch=0, weights=None, **settings):
     weights = torch.ones(CLASSES) if weights is None else weights
-    loss = _classification_loss(model, ClassifySettings(**settings), weights, torch.float32)
-    return loss((epoch, *batch), None)
+    documents = np.arange(len(batch[1]))
+    frozen = FrozenEncoder(model, documents, lambda: pytest.fail("nothing is frozen"))
+    loss = _classification_loss(model, ClassifySettings(**settings), weights, torch.float32, frozen)
+    return loss(LabelledBatch(epoch, documents, *batch), None)
 
 
 def language_model_loss(model, batch):
@@ -122,7 +125,7 @@ def test_in_int8_each_thread_reads_documents_of_its_own_and_each_as_alone(
     monkeypatch, threads, model, direction, count
 ):
     for name, value in {"LANES": 3, "WINDOW": 2, "WINDOW_TOKENS": 4, "THREAD_DOCUMENTS": 2, "CHUNK": 9}.items():
-        monkeypatch.setattr(f"ulmfit.learning.classifier.INT8_{name}", value)
+        monkeypatch.setattr(f"ulmfit.learning.reading.INT8_{name}", value)
     tokenizer = train_tokenizer(["a b c d e f g h"] * 2, config=TokenizerConfig(vocab_size=VOCABULARY))
     generator = np.random.default_rng(3)
     documents = [[2, *generator.integers(3, 15, size=size)] for size in generator.integers(0, 12, 20)]
@@ -135,4 +138,70 @@ def test_in_int8_each_thread_reads_documents_of_its_own_and_each_as_alone(
         assert torch.get_num_threads() == count
     for row, index in zip(found, wanted, strict=True):
         torch.testing.assert_close(row, classify_documents(model, corpus, np.array([index]), **how)[0])
+    model.train()
+
+
+# --- an encoder that neither learns nor drops anything ---------------------------------------------------------------
+
+
+def frozen_encoder(model, batch):
+    """Its documents are those of the batch, under numbers of their own; and how often they have been read."""
+    tokens, lengths, _ = batch
+    reads = []
+
+    def read():
+        reads.append(1)
+        with torch.no_grad():
+            return encode_documents(model.encoder, tokens, lengths, window=4, horizon=100).pooled
+
+    return FrozenEncoder(model, np.array([3, 5, 8, 9, 20]), read), reads
+
+
+def test_a_frozen_encoder_reads_each_document_once_and_the_head_learns_as_if_it_read_them_again(model, batch):
+    frozen, reads = frozen_encoder(model, batch)
+    tokens, lengths, labels = batch
+    order = torch.tensor([4, 0, 2])
+    numbers = np.array([20, 3, 8])
+    part = LabelledBatch(0, numbers, tokens[:, order], lengths[order], labels[order])
+    loss = _classification_loss(model, ClassifySettings(), torch.ones(CLASSES), torch.float32, frozen)
+
+    def gradients():
+        found = loss(part, None)
+        return found.total.detach(), torch.autograd.grad(found.total, list(model.head.parameters()))
+
+    plainly = gradients()
+    assert not reads
+    model.encoder.requires_grad_(False)
+    for _ in range(3):
+        torch.testing.assert_close(gradients(), plainly)
+    assert len(reads) == 1
+    model.encoder.requires_grad_(True)
+    torch.testing.assert_close(gradients(), plainly)
+    model.encoder.requires_grad_(False)
+    torch.testing.assert_close(gradients(), plainly)
+    assert len(reads) == 2  # what it made of them may have changed
+    model.encoder.requires_grad_(True)
+
+
+def test_an_encoder_that_drops_units_is_read_anew_though_frozen(batch):
+    config = ClassifierConfig(vocab_size=VOCABULARY, encoder=EncoderConfig(embedding_size=6, hidden_size=8))
+    model = Classifier(config)
+    frozen, reads = frozen_encoder(model, batch)
+    model.encoder.requires_grad_(False)
+    assert frozen.rows(np.array([3])) is None
+    assert not reads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_pooled_documents_are_what_the_head_is_given(model, dtype):
+    tokenizer = train_tokenizer(["a b c d e f g h"] * 2, config=TokenizerConfig(vocab_size=VOCABULARY))
+    generator = np.random.default_rng(3)
+    corpus = Corpus.from_documents(
+        [[2, *generator.integers(3, 15, size=size)] for size in (3, 0, 9, 1, 9, 5)], vocab_size=VOCABULARY
+    )
+    how = {"direction": "forward", "tokenizer": tokenizer, "dtype": dtype}
+    wanted = np.array([4, 1, 2, 5])
+    model.eval()
+    pooled = pool_documents(model, corpus, wanted, **how)
+    torch.testing.assert_close(model.head(pooled), classify_documents(model, corpus, wanted, **how))
     model.train()

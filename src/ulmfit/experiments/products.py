@@ -26,7 +26,8 @@ from ulmfit.compute import choose_device, choose_dtype
 from ulmfit.config import ClassifyConfig, TuneConfig
 from ulmfit.errors import CheckpointError
 from ulmfit.experiments.tasks import Measure, Prepared
-from ulmfit.learning.classifier import classify_documents, with_label_names
+from ulmfit.learning.classifier import with_label_names
+from ulmfit.learning.reading import classify_documents
 from ulmfit.learning.setting import Setting
 from ulmfit.pipeline import train_classifier, tune_language_model
 from ulmfit.run_folder import RunFolder

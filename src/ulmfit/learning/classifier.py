@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
-from ulmfit.compute import in_threads
 from ulmfit.config import (
     ClassifierConfig,
     ClassifyConfig,
@@ -25,32 +24,17 @@ from ulmfit.config import (
     UnfreezingPlan,
 )
 from ulmfit.errors import ConfigError, DataError
+from ulmfit.learning.reading import classify_documents, padded, pool_documents
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
-from ulmfit.models.encoder import Encoder, State
-from ulmfit.models.lanes import read_in_lanes
-from ulmfit.text.batches import DocumentBatch, DocumentBatches, prefetch, reverse_document
+from ulmfit.models.encoder import State
+from ulmfit.text.batches import DocumentBatches, prefetch
 from ulmfit.text.corpus import Corpus, split_documents
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import ALONE, Processes
 from ulmfit.training.loop import StepLoss
 from ulmfit.training.schedules import phases_of
 from ulmfit.training.stage import Stage
-
-EVALUATION_DOCUMENTS = {"cpu": 96, "cuda": 2**12}
-"""documents of a batch in evaluation"""
-EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**23}
-"""and its tokens, padding included, at most; a window holds few of them"""
-GPU_WINDOW = 32
-"""few steps, as many documents are read at once; where there are fewer, a GPU reads several windows together"""
-INT8_LANES = 256
-"""documents that one thread reads at once in int8: fewer are multiplied more slowly"""
-INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**12
-"""in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
-INT8_THREAD_DOCUMENTS = 64
-"""documents from which on a thread of its own pays in int8; threads that share the products of fewer do better"""
-INT8_CHUNK = 4096
-"""documents whose pooled outputs are held at once"""
 
 
 def learn_classifiers(
@@ -93,6 +77,20 @@ def learn_classifiers(
         model = model.to(setting.device)
         # Where nothing makes the gradient dense, as the tied decoder does. A GPU would wait for the rows' count.
         model.encoder.embedding.sparse = setting.device.type == "cpu" and settings.language_model_weight == 0
+        frozen = FrozenEncoder(
+            model,
+            np.sort(learn),
+            partial(
+                pool_documents,
+                model,
+                corpus,
+                np.sort(learn),
+                direction=direction,
+                tokenizer=tuned.tokenizer,
+                dtype=setting.dtype,
+                processes=setting.processes,
+            ),
+        )
         groups, plan = groups_by_name(model.layer_groups()), settings.phases
         batches = DocumentBatches(
             corpus,
@@ -112,7 +110,7 @@ def learn_classifiers(
                 optimizer=settings.optimizer,
                 batches=_documents_on_device(batches, setting.device, setting.processes),
                 steps=batches.steps,
-                loss=_classification_loss(model, settings, weights, setting.dtype, setting.processes),
+                loss=_classification_loss(model, settings, weights, setting.dtype, frozen, setting.processes),
                 evaluate=_classifier_evaluation(setting, model, measured, held_out, direction, tuned.tokenizer),
                 # What the paper reports; on IMDb it still falls when an ever surer model's loss already rises.
                 monitor=("error", "valid_loss"),
@@ -176,8 +174,55 @@ def check_class_weights(settings: ClassifySettings, names: Sequence[str]) -> Non
             raise ConfigError(f"class_weights names the class {name!r}; the data has {', '.join(names)}")
 
 
+class LabelledBatch(NamedTuple):
+    """A batch of documents, or one process's share of it, on the device."""
+
+    epoch: int
+    documents: np.ndarray[Any, np.dtype[np.int64]]
+    """(share,) places in the corpus"""
+    tokens: Tensor
+    """(time, share)"""
+    lengths: Tensor
+    """(share,) on the CPU"""
+    labels: Tensor
+    """(whole batch,)"""
+
+
+class FrozenEncoder:
+    """What the encoder makes of each document while it neither learns nor drops anything: the same in every epoch.
+
+    So it is read once, in batches that do not hang on the epoch's order, and a resumed run finds the same.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        documents: np.ndarray[Any, np.dtype[np.int64]],
+        read: Callable[[], Tensor],
+    ) -> None:
+        self._model, self._documents, self._read = model, documents, read
+        self._pooled: Tensor | None = None
+
+    def rows(self, documents: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor | None:
+        """Pooled outputs (documents, 3 * output_size) on the model's device; None while they change."""
+        encoder = self._model.encoder
+        drops = any(self._model.config.encoder.dropouts.model_dump().values())
+        if drops or any(parameter.requires_grad for parameter in encoder.parameters()):
+            self._pooled = None
+            return None
+        if self._pooled is None:
+            self._pooled = self._read().to(encoder.embedding.weight.device)
+        places = np.searchsorted(self._documents, documents)
+        return self._pooled[torch.from_numpy(places).to(self._pooled.device)]
+
+
 def _classification_loss(
-    model: Classifier, settings: ClassifySettings, weights: Tensor, dtype: torch.dtype, processes: Processes = ALONE
+    model: Classifier,
+    settings: ClassifySettings,
+    weights: Tensor,
+    dtype: torch.dtype,
+    frozen: FrozenEncoder,
+    processes: Processes = ALONE,
 ) -> Callable[[Any, State | None], StepLoss]:
     """Cross entropy of the labels, and in multi-task learning the language model's beside it (SiATL).
 
@@ -185,14 +230,15 @@ def _classification_loss(
     same in all, and each counts its part.
     """
 
-    def loss(batch: tuple[int, Tensor, Tensor, Tensor], state: State | None) -> StepLoss:
-        epoch, tokens, lengths, labels = batch
+    def loss(batch: LabelledBatch, state: State | None) -> StepLoss:
+        epoch, documents, tokens, lengths, labels = batch
         share = settings.language_model_weight * settings.language_model_decay**epoch
         result = model(
             tokens,
             lengths,
             dtype=dtype,
             with_language_model=share > 0,
+            pooled=None if share > 0 else frozen.rows(documents),
             gather=lambda pooled: processes.gather(pooled, len(labels)),
         )
         label_loss = functional.cross_entropy(
@@ -213,12 +259,8 @@ def _documents_on_device(
     def epoch_batches(epoch: int, start: int) -> Iterator[Any]:
         for batch in prefetch(batches.epoch(epoch, start=start, share=(processes.rank, processes.size))):
             assert batch.labels is not None
-            yield (
-                epoch,
-                padded(batch, device),
-                torch.from_numpy(batch.lengths),
-                on_device(device, batch.labels),
-            )
+            lengths = torch.from_numpy(batch.lengths)
+            yield LabelledBatch(epoch, batch.indices, padded(batch, device), lengths, on_device(device, batch.labels))
 
     return epoch_batches
 
@@ -252,131 +294,3 @@ def _classifier_evaluation(
         return {"valid_loss": float(loss), "accuracy": float(accuracy), "error": float(1 - accuracy)}
 
     return measure
-
-
-def padded(batch: DocumentBatch, device: torch.device) -> Tensor:
-    """The batch's tokens (time, batch) on the device; a GPU is sent what there is to read and pads it there."""
-    if device.type != "cuda":
-        return torch.from_numpy(batch.tokens)
-    ids = on_device(device, batch.ids.astype(np.int32))
-    lengths = on_device(device, batch.lengths)
-    shape = (len(batch.lengths), int(batch.lengths.max(initial=0)))
-    real = torch.arange(shape[1], device=device) < lengths.unsqueeze(1)
-    return torch.full(shape, batch.padding_id, device=device).masked_scatter_(real, ids.long()).t()
-
-
-def classify_documents(
-    model: Classifier,
-    corpus: Corpus,
-    documents: np.ndarray[Any, np.dtype[np.int64]] | None = None,
-    *,
-    direction: Direction,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype,
-    weights: Any = None,
-    processes: Processes = ALONE,
-) -> Tensor:
-    """Logits (documents, classes) on the CPU, in the documents' own order, whatever their lengths.
-
-    `weights` are what the model's encoder prepared in `dtype`, where the caller keeps them. Several processes share the
-    documents and each gets the logits of all.
-    """
-    chosen = np.arange(len(corpus)) if documents is None else documents
-    if dtype == torch.int8:
-        logits = _classify_in_int8(model, corpus, chosen, direction, tokenizer, weights, processes)
-    else:
-        logits = _classify_in_batches(model, corpus, chosen, direction, tokenizer, dtype, weights, processes)
-    processes.sum([logits])
-    return logits
-
-
-def _classify_in_batches(
-    model: Classifier,
-    corpus: Corpus,
-    documents: np.ndarray[Any, np.dtype[np.int64]],
-    direction: Direction,
-    tokenizer: Tokenizer,
-    dtype: torch.dtype,
-    weights: Any,
-    processes: Processes,
-) -> Tensor:
-    """Logits of this process's share in batches of like length, zeros elsewhere."""
-    device = next(model.parameters()).device
-    batches = DocumentBatches(
-        corpus,
-        documents=documents,
-        batch_size=EVALUATION_DOCUMENTS[device.type],
-        max_tokens=EVALUATION_TOKENS[device.type],
-        shuffle=False,
-        reverse=direction == "backward",
-        begin_id=tokenizer.begin_id,
-        padding_id=tokenizer.padding_id,
-    )
-    place = np.empty(len(corpus), dtype=np.int64)
-    place[documents] = np.arange(len(documents))
-    logits = torch.zeros(len(documents), model.config.head.classes)
-    with torch.inference_mode():
-        weights = weights or model.encoder.prepare(dtype)
-        for batch in batches.epoch(0, share=(processes.rank, processes.size)):
-            tokens, lengths = padded(batch, device), torch.from_numpy(batch.lengths)
-            # Nothing is drawn at random and nothing learnt, so where windows end makes no difference but to speed.
-            window = GPU_WINDOW if device.type == "cuda" else None
-            result = model(tokens, lengths, dtype=dtype, weights=weights, window=window)
-            logits[torch.from_numpy(place[batch.indices])] = result.logits.cpu()
-    return logits
-
-
-def _classify_in_int8(
-    model: Classifier,
-    corpus: Corpus,
-    documents: np.ndarray[Any, np.dtype[np.int64]],
-    direction: Direction,
-    tokenizer: Tokenizer,
-    weights: Any,
-    processes: Processes,
-) -> Tensor:
-    """The same in int8, where no document's numbers depend on its company or its windows, so it is read in lanes."""
-    logits = torch.zeros(len(documents), model.config.head.classes)
-    order = np.argsort(-corpus.lengths[documents], kind="stable")[processes.rank :: processes.size]
-
-    def document(place: int) -> np.ndarray[Any, Any]:
-        ids = corpus.document(int(documents[order[place]]))
-        return reverse_document(ids, begin_id=tokenizer.begin_id) if direction == "backward" else ids
-
-    with torch.inference_mode():
-        weights = weights or model.encoder.prepare(torch.int8)
-        for start in range(0, len(order), INT8_CHUNK):
-            places = range(start, min(start + INT8_CHUNK, len(order)))
-            pooled = _pool_in_lanes(model.encoder, weights, document, places)
-            logits[torch.from_numpy(order[places.start : places.stop])] = model.head(pooled)
-    return logits
-
-
-def _pool_in_lanes(
-    encoder: Encoder, weights: Any, document: Callable[[int], np.ndarray[Any, Any]], places: range
-) -> Tensor:
-    """Pooled outputs (places, 3 * output_size) of documents that get shorter from place to place.
-
-    With documents enough each thread reads its own, one from the longest on and the others from the shortest: so they
-    end at about the same time, and the longest do not run on alone.
-    """
-    waiting = deque(places)
-    pooled = torch.empty(len(places), 3 * encoder.output_size)
-
-    def read(next_place: Callable[[], int]) -> None:
-        def take() -> tuple[int, np.ndarray[Any, Any]] | None:
-            try:
-                place = next_place()
-            except IndexError:
-                return None
-            return place - places.start, document(place)
-
-        with torch.inference_mode():  # each thread has a mode of its own
-            for numbers, rows in read_in_lanes(
-                encoder, weights, take, lanes=INT8_LANES, window=INT8_WINDOW, window_tokens=INT8_WINDOW_TOKENS
-            ):
-                pooled[numbers] = rows
-
-    threads = max(1, min(torch.get_num_threads(), len(places) // INT8_THREAD_DOCUMENTS))
-    in_threads(read, [waiting.popleft if number == 0 else waiting.pop for number in range(threads)])
-    return pooled
