@@ -140,7 +140,7 @@ def test_minutes_are_planned_for_said_and_what_was_set_stays(ulmfit, tiny, tmp_p
         "80 of 80 unlabelled texts beside the 120 labelled; epochs of tuning: 1, of the classifier: 1; about " in said
     )
     assert said.endswith("; tune.training.phases and classify.phases stay as set")
-    assert any(line.startswith("took ") and line.endswith(" of 20 minutes") for line in ran.err.splitlines())
+    assert any(line.startswith("took ") and line.endswith(" of the 20 minutes given") for line in ran.err.splitlines())
     assert json.loads((out / "plan.json").read_text(encoding="utf-8"))["plan"]["minutes"] == 20
     ran = ulmfit(*arguments, *flags, "--out", tmp_path / "none", "--minutes", 1e-6)
     assert (ran.code, ran.out) == (2, "")

@@ -250,7 +250,7 @@ def train(
         )
         saved = setting.saved(bundle)
         if budget is not None and not resume:
-            setting.tell(Note(f"took {in_words(budget.spent)} of {budget.minutes:g} minutes"))
+            setting.tell(Note(f"took {in_words(budget.spent)} of the {budget.minutes:g} minutes given"))
         return saved
 
 

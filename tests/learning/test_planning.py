@@ -76,7 +76,7 @@ def test_with_minutes_enough_the_run_is_the_plain_one_to_the_bit(tiny, tmp_path,
     assert notes[0].startswith(
         "for 30 minutes: 80 of 80 unlabelled texts beside the 120 labelled; epochs of tuning: 3, "
     )
-    assert notes[-1].startswith("took ") and notes[-1].endswith(" of 30 minutes")
+    assert notes[-1].startswith("took ") and notes[-1].endswith(" of the 30 minutes given")
     assert not (tmp_path / "planned/work").exists()
 
 

@@ -75,6 +75,10 @@ class Costs:
     fixed: float
     """what comes once, whatever the plan"""
 
+    def tuning_a_token(self, words: float) -> float:
+        """Seconds of an epoch of tuning, with so large a vocabulary."""
+        return self.tuning + self.softmax * words
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -166,7 +170,7 @@ def seconds_of(unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes)
     directions = len(config.run.directions)
     tokens = sizes.tokens(unlabelled)
     tuning_epochs = sum(phase.epochs for phase in tune.training.phases) if tune.learn else 0
-    a_token = costs.tuning + costs.softmax * sizes.vocabulary.at(tokens)
+    a_token = costs.tuning_a_token(sizes.vocabulary.at(tokens))
     tuning = directions * tuning_epochs * tokens * a_token
     phases = _phases(classify.phases, sizes.groups)
     classifying = 0.0
@@ -267,7 +271,7 @@ def described(plan: Plan, sizes: Sizes, costs: Costs, config: TrainConfig, budge
     tuning = _counted(plan.config.tune.training.phases, config.tune.training.phases)
     classifier = _counted(plan.config.classify.phases, config.classify.phases)
     texts = f"{plan.unlabelled:,} of {plan.of:,} unlabelled texts beside" if plan.of else "no unlabelled texts beside"
-    a_token = costs.tuning + costs.softmax * sizes.vocabulary.at(sizes.tokens(plan.unlabelled))
+    a_token = costs.tuning_a_token(sizes.vocabulary.at(sizes.tokens(plan.unlabelled)))
     kept = _kept(budget)
     stays = f"; {' and '.join(kept)} {'stays' if len(kept) == 1 else 'stay'} as set" if kept else ""
     return (

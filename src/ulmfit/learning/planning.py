@@ -137,19 +137,19 @@ def measure(
         sample = _Sample.of(labelled, unlabelled, classes, pretrained.tokenizer, config.tune)
         seconds = min(LONGEST_TRIAL, TRIAL_SHARE * 60 * budget.minutes)
         trials = _Trials(replace(setting, report=silent), sample, pretrained, config, seconds)
-        small = trials.tuning(0)
+        # The smallest plan's vocabulary, and the largest's: one pass over all there is, or over what there is time for.
+        few = max(len(SPECIALS) + 1, math.ceil(sample.vocabulary.at(sample.labelled_tokens)))
+        at_few = trials.tuning(few)
         left = float(setting.processes.agree(60 * budget.minutes - budget.spent))
-        largest = sample.vocabulary.at(min(sample.all_tokens, max(left, 0.0) / small))
-        more = math.ceil(largest) - len(sample.tokenizer)
-        large = small
-        if more > (LARGER - 1) * len(sample.tokenizer):
-            large = trials.tuning(more)
-        softmax = max(0.0, large - small) / more if large is not small else 0.0
+        most_tokens = sample.labelled_tokens + sample.unlabelled_tokens
+        reached = max(sample.labelled_tokens, min(most_tokens, left / at_few))
+        many = math.ceil(sample.vocabulary.at(reached))
+        softmax = max(0.0, trials.tuning(many) - at_few) / (many - few) if many > LARGER * few else 0.0
         classifying, head, groups = trials.classifying()
         saving = trials.saving()
     costs = Costs(
         reading=sample.reading,
-        tuning=max(0.0, small - softmax * len(sample.tokenizer)),
+        tuning=max(0.0, at_few - softmax * few),
         softmax=softmax,
         classifying=classifying,
         head=head,
@@ -158,9 +158,9 @@ def measure(
     )
     sizes = Sizes(
         labelled=labelled.documents,
-        labelled_tokens=sample.a_character[0] * labelled.characters,
+        labelled_tokens=sample.labelled_tokens,
         unlabelled=unlabelled.documents,
-        unlabelled_tokens=sample.a_character[1] * unlabelled.characters,
+        unlabelled_tokens=sample.unlabelled_tokens,
         vocabulary=sample.vocabulary,
         groups=groups,
     )
@@ -176,9 +176,9 @@ class _Sample:
     texts: Corpus
     """the labelled and the unlabelled ones"""
     vocabulary: Vocabulary
-    a_character: tuple[float, float]
-    """tokens, of labelled and of unlabelled text"""
-    all_tokens: float
+    labelled_tokens: float
+    """of all labelled text there is, by the sample's tokens a character"""
+    unlabelled_tokens: float
     reading: float
     """seconds a token"""
 
@@ -195,10 +195,10 @@ class _Sample:
         labels = [classes.index(record.label or "") for record in labelled.sample]
         size = len(tokenizer)
         tokens = sum(map(len, documents))
-        shares = tuple(
-            sum(map(len, ids)) / max(1, sum(len(record.text) for record in look.sample))
+        totals = [
+            look.characters * sum(map(len, ids)) / max(1, sum(len(record.text) for record in look.sample))
             for look, ids in ((labelled, documents[:split]), (unlabelled, documents[split:]))
-        )
+        ]
         exponent, limit = 0.0, size
         if base.kind == "word":
             half = _words_or_none(texts[::2], base, settings)
@@ -208,8 +208,8 @@ class _Sample:
             labelled=Corpus.from_documents(documents[:split], vocab_size=size, labels=labels, label_names=classes),
             texts=Corpus.from_documents(documents, vocab_size=size),
             vocabulary=Vocabulary(size, tokens, exponent, limit),
-            a_character=(shares[0], shares[1]),
-            all_tokens=shares[0] * labelled.characters + shares[1] * unlabelled.characters,
+            labelled_tokens=totals[0],
+            unlabelled_tokens=totals[1],
             reading=spent / max(1, tokens),
         )
 
@@ -241,16 +241,17 @@ class _Trials:
     model: LanguageModel | None = None
     """the last one that was tuned"""
 
-    def tuning(self, more: int) -> float:
-        """Seconds a token, with so many more words in the vocabulary."""
+    def tuning(self, words: int) -> float:
+        """Seconds a token, with so many words in the vocabulary."""
         setting, sample, settings = self.setting, self.sample, self.config.tune
         direction = setting.run.directions[0]
-        rows = functional.pad(rows_in(self.pretrained.tokenizer, sample.tokenizer), (0, more), value=-1)
+        # With words that the sample lacks, or with the rarest of them taken for the last one kept.
+        known = rows_in(self.pretrained.tokenizer, sample.tokenizer)[:words]
+        rows = functional.pad(known, (0, words - len(known)), value=-1)
+        texts = replace(sample.texts, ids=np.minimum(sample.texts.ids, words - 1))
         self.model = start_of_tuning(self.pretrained, rows, settings, direction).to(setting.device)
-        documents = np.arange(len(sample.texts), dtype=np.int64)
-        source = LanguageModelText(
-            sample.tokenizer, settings.training, sample.texts, documents, sample.texts, documents[:0]
-        )
+        documents = np.arange(len(texts), dtype=np.int64)
+        source = LanguageModelText(sample.tokenizer, settings.training, texts, documents, texts, documents[:0])
         stage = language_model_stage(setting, source, self.model, direction, name="trial of tuning")
         return seconds_a_token(stage, groups=None, seconds=self.seconds, processes=setting.processes)
 
@@ -260,8 +261,9 @@ class _Trials:
         assert self.model is not None
         classes = len(sample.labelled.label_names)
         model = start_of_classifying(setting, settings, self.model.cpu(), classes=classes)
-        documents = np.arange(len(sample.labelled), dtype=np.int64)
-        source = LabelledText(sample.tokenizer, sample.labelled, documents, sample.labelled, documents[:0])
+        corpus = replace(sample.labelled, ids=np.minimum(sample.labelled.ids, self.model.config.vocab_size - 1))
+        documents = np.arange(len(corpus), dtype=np.int64)
+        source = LabelledText(sample.tokenizer, corpus, documents, corpus, documents[:0])
         direction = setting.run.directions[0]
         stage = classifier_stage(setting, source, model, direction, settings, name="trial of the classifier")
         every, head = (
