@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 
 from ulmfit.config import ClassifySettings, TrainConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
-from ulmfit.learning.budget import SAFETY, Budget, Costs, Sizes, Vocabulary, choose, described, seconds_of, shrunk
+from ulmfit.learning.budget import (
+    SAFETY,
+    TEXT_STEP,
+    Budget,
+    Costs,
+    Sizes,
+    Vocabulary,
+    choose,
+    described,
+    seconds_of,
+    shrunk,
+)
 from ulmfit.presets import classify_preset, tune_preset
 
 COSTS = Costs(reading=1e-6, tuning=2e-4, softmax=1e-8, classifying=4e-4, head=2e-4, saving=0.5, fixed=2.0)
@@ -114,12 +125,19 @@ def test_nothing_but_epochs_is_changed():
     )
 
 
-def test_unlabelled_texts_go_before_epochs_of_tuning_do():
+def test_little_text_is_read_once_and_more_text_comes_after_the_epochs():
     plans = [plan(minutes / 10) for minutes in range(16, 400)]
-    for chosen in plans:
-        tuning, _ = epochs(chosen.config)
-        assert chosen.unlabelled == 0 or tuning == (2,)
-    assert {epochs(chosen.config)[0] for chosen in plans} == {(1,), (2,)}
+    once = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (1,)]
+    twice = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (2,)]
+    # 120,000 tokens of unlabelled text make 200,000 with those of the labelled.
+    enough = round(120_000 / 260)
+    assert min(once) < 100 and max(once) <= enough * TEXT_STEP + 10
+    assert enough <= min(twice) < 2 * enough and max(twice) > 4_000
+
+
+def test_where_there_is_no_more_text_the_little_there_is_is_read_again():
+    sizes = replace(SIZES, unlabelled=0, unlabelled_tokens=0.0)
+    assert epochs(plan(2, sizes=sizes).config)[0] == (2,)
 
 
 def test_both_stages_get_about_the_same_time_until_one_has_all_it_can_use():
@@ -136,6 +154,7 @@ def test_what_is_given_by_hand_stays():
     assert epochs(chosen.config)[1] == (2, 8)
     assert epochs(plan(9).config)[1] < (2, 8)
     for keep in ("tune", "tune.training", "tune.training.phases"):
+        assert epochs(plan(2, keep=[keep]).config)[0] == (2,)
         with pytest.raises(ConfigError):
             plan(1.7, keep=[keep])
     assert epochs(plan(1.7, keep=["tune.training.window"]).config)[0] == (1,)

@@ -7,6 +7,7 @@ import pytest
 from ulmfit.bundle import ClassifierBundle
 from ulmfit.config import TrainConfig
 from ulmfit.errors import CheckpointError, ConfigError
+from ulmfit.learning import budget as budget_module
 from ulmfit.learning import planning
 from ulmfit.learning.budget import Budget, Costs, Sizes, Vocabulary
 from ulmfit.pipeline import train
@@ -43,6 +44,7 @@ def written(out):
 def slow(monkeypatch):
     """A machine on which the least plan takes 100 seconds."""
     monkeypatch.setattr(planning, "measure", lambda *_, **__: (SLOW, SIZES))
+    monkeypatch.setattr(budget_module, "WORTH_REPEATING", 1_000)
 
 
 def run(tiny, out, *, config=None, budget=None, resume=False, report=lambda _: None):
