@@ -1,18 +1,22 @@
 """A run fitted into minutes: planned once, said, kept, gone on with, and the plain run where there is time enough."""
 
 import json
+import math
+import random
 
 import pytest
 
 from ulmfit.bundle import ClassifierBundle
-from ulmfit.config import TrainConfig
+from ulmfit.config import TokenizerConfig, TrainConfig
 from ulmfit.errors import CheckpointError, ConfigError
 from ulmfit.learning import budget as budget_module
 from ulmfit.learning import planning
 from ulmfit.learning.budget import Budget, Costs, Sizes, Vocabulary
+from ulmfit.learning.setting import open_setting
 from ulmfit.pipeline import train
-from ulmfit.text.draw import drawn
-from ulmfit.text.sources import read_records
+from ulmfit.text.draw import drawn, look_at
+from ulmfit.text.sources import Record, read_records
+from ulmfit.text.tokenizer import train_tokenizer
 from ulmfit.training.events import EpochEnded, Note, StageStarted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,6 +98,39 @@ def test_what_is_measured_is_of_this_text_and_leaves_nothing_behind(tiny, tmp_pa
         words = sum(1 + len(record.text.split()) for record in read_records([file]))
         assert sizes[f"{name}_tokens"] == pytest.approx(words)
     assert sorted(path.name for path in (tmp_path / "model").iterdir() if path.name.startswith("plan")) == ["plan.json"]
+
+
+def test_where_the_vocabulary_grows_with_the_text_that_of_the_least_and_of_the_most_is_tried(
+    tiny, tmp_path, monkeypatch
+):
+    dice = random.Random(0)
+    rows = [(f"{text} w{int(dice.paretovariate(0.5)) % 4_000}", label) for text, label in tiny.reviews(1_000, seed=6)]
+    labelled = look_at([Record(text, label, "", row) for row, (text, label) in enumerate(rows[:60])], seed=0)
+    unlabelled = look_at([Record(text, None, "", row) for row, (text, _) in enumerate(rows[60:])], seed=0)
+    tried = []
+    trial = planning._Trials.tuning
+
+    def noted(trials, words):
+        tried.append(words)
+        seconds = trial(trials, words)
+        assert trials.model.config.vocab_size == words
+        return seconds
+
+    monkeypatch.setattr(planning._Trials, "tuning", noted)
+    config = config_of(tiny)
+    told = {"command": "test", "inputs": {}, "resume": False, "report": print, "profile": False}
+    with open_setting(tmp_path / "out", config=config, **told) as setting:
+        budget, classes = Budget(30), ["bad", "good"]
+        costs, sizes = planning.measure(
+            setting, budget, labelled, unlabelled, classes=classes, base=tiny.base, config=config
+        )
+    vocabulary = sizes.vocabulary
+    assert 0 < vocabulary.exponent < 1
+    assert tried == [math.ceil(vocabulary.at(tokens)) for tokens in (sizes.labelled_tokens, sizes.tokens(940))]
+    assert tried[1] > planning.LARGER * tried[0]
+    words = train_tokenizer([text for text, _ in rows], config=TokenizerConfig(), processes=1)
+    assert tried[1] == pytest.approx(len(words), rel=0.02)
+    assert costs.tuning_a_token(tried[1]) >= costs.tuning_a_token(tried[0]) > 0
 
 
 def test_too_few_minutes_are_refused_and_the_folder_is_free_again(tiny, tmp_path):

@@ -7,7 +7,7 @@ on which nothing shrinks; the last one on it that fits is taken, so more minutes
   by search, spend 238 seconds on the one and 179 on the other.
 - Tuning grows by unlabelled texts while there is too little text to read it twice, then by its epochs, then by all
   other texts: with fewer minutes these are the first to go. On the demo's 300,000 tokens one epoch instead of two cost
-  1.3 points; on 91,000 tokens of the same kind a second one made held-out perplexity worse, 57.8 to 60.2 and 66.3.
+  1.3 points; on 91,000 tokens of long reviews a second one made held-out perplexity worse (docs/results, minutes).
 - The classifier's phases grow together and each keeps an epoch, so that the shape of the recipe stays.
 """
 
