@@ -21,7 +21,9 @@ from ulmfit.predict import Predictor
 CONTRACT = {
     "pretrain": "--out --direction --vocab-size --preset --resume",
     "tune": "--base --out",
-    "train": "--out --unlabelled --test --base --direction --text-column --label-column --preset --seed --resume",
+    "train": (
+        "--out --unlabelled --test --base --direction --text-column --label-column --preset --seed --resume --minutes"
+    ),
     "evaluate": "--json",
     "predict": "--out",
     "generate": "--length --temperature --top-p --seed --direction",
@@ -121,6 +123,30 @@ def test_a_profiled_run_shows_and_saves_what_the_time_of_every_stage_went_to(ulm
     ran = ulmfit(*arguments, "--out", tmp_path / "unprofiled")
     assert "Where the time went" not in ran.out
     assert not list((tmp_path / "unprofiled").rglob("profile.json"))
+
+
+def test_minutes_are_planned_for_said_and_what_was_set_stays(ulmfit, tiny, tmp_path):
+    short = {
+        "tune__training": {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
+        "classify__phases": [{"rate": 0.01}],
+    }
+    arguments = ["train", tiny.labelled, "--unlabelled", tiny.unlabelled, "--base", tiny.base]
+    flags = tiny.flags("tune", "classify", **short)
+    out = tmp_path / "model"
+    ran = ulmfit(*arguments, *flags, "--out", out, "--minutes", 20)
+    assert_finished(ran, out, "Trained")
+    (said,) = [line for line in ran.err.splitlines() if line.startswith("for 20 minutes: ")]
+    assert (
+        "80 of 80 unlabelled texts beside the 120 labelled; epochs of tuning: 1, of the classifier: 1; about " in said
+    )
+    assert said.endswith("; tune.training.phases and classify.phases stay as set")
+    assert any(line.startswith("took ") and line.endswith(" of the 20 minutes given") for line in ran.err.splitlines())
+    assert json.loads((out / "plan.json").read_text(encoding="utf-8"))["plan"]["minutes"] == 20
+    ran = ulmfit(*arguments, *flags, "--out", tmp_path / "none", "--minutes", 1e-6)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.splitlines()[-1].startswith("ulmfit: error: --minutes 1e-06: too few for an epoch of each phase on ")
+    assert "would do here, with the phases as you set them, is --minutes 0." in ran.err.splitlines()[-1]
+    assert not (tmp_path / "none").exists()
 
 
 def test_flags_become_settings(ulmfit, tiny, tmp_path):

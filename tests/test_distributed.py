@@ -103,6 +103,29 @@ def test_tuning_and_classifying_in_two_processes_end_as_in_one(tiny, two_process
     assert_alike(tmp_path / "two", tmp_path / "one", atol=2e-4)
 
 
+def test_two_processes_measure_together_choose_one_plan_and_are_not_disturbed_by_it(tiny, two_processes, tmp_path):
+    changed = {
+        "tune__training": {**tiny.LANGUAGE_MODEL, "batch_size": 7, "phases": [{"rate": 0.01}]},
+        "classify__phases": [{"groups": [-1], "rate": 1e-2}, {"rate": 1e-3}],
+    }
+    settings = tiny.settings("tune", "classify", **changed)
+    ran = two_processes(f"""
+        from pathlib import Path
+        from ulmfit.config import TrainConfig
+        from ulmfit.learning.budget import Budget
+        from ulmfit.pipeline import train
+
+        given = dict(unlabelled=[Path({str(tiny.unlabelled)!r})], base={str(tiny.base)!r})
+        given["config"] = TrainConfig().override({settings!r})
+        for name, budget in (("plain", None), ("planned", Budget(30))):
+            train(Path({str(tiny.labelled)!r}), out=Path(FOLDER) / name, budget=budget, **given)
+        """)
+    assert [code for code, _ in ran] == [0, 0], ran
+    plain, planned = (weights(tmp_path / name) for name in ("plain", "planned"))
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in planned.items())
+    assert json.loads((tmp_path / "planned/plan.json").read_text(encoding="utf-8"))["plan"]["unlabelled"] == 80
+
+
 def test_when_a_process_dies_one_line_says_so_and_the_run_goes_on_from_its_checkpoint(tiny, two_processes, tmp_path):
     """With dropout, in the middle of an epoch; resumed by two processes it is equal to the bit, by one it goes on."""
     training = {**tiny.LANGUAGE_MODEL, "batch_size": 7, "window": 4, "phases": [{"rate": 0.02, "epochs": 2}]}

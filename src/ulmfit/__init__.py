@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from ulmfit.config import ClassifyConfig, PretrainConfig, RunConfig, TrainConfig, TuneConfig
     from ulmfit.errors import UlmfitError
     from ulmfit.generation import generate
+    from ulmfit.learning.budget import Budget
     from ulmfit.pipeline import pretrain, train, train_classifier, tune_language_model
     from ulmfit.predict import Prediction, Predictor, evaluate, evaluate_language_model
     from ulmfit.presets import classify_preset, pretrain_preset, tune_preset
 
 __all__ = [
+    "Budget",
     "ClassifierBundle",
     "ClassifyConfig",
     "LanguageModelBundle",
@@ -45,6 +47,7 @@ _HOMES = {
     "ulmfit.config": ("ClassifyConfig", "PretrainConfig", "RunConfig", "TrainConfig", "TuneConfig"),
     "ulmfit.errors": ("UlmfitError",),
     "ulmfit.generation": ("generate",),
+    "ulmfit.learning.budget": ("Budget",),
     "ulmfit.pipeline": ("pretrain", "train", "train_classifier", "tune_language_model"),
     "ulmfit.predict": ("Prediction", "Predictor", "evaluate", "evaluate_language_model"),
     "ulmfit.presets": ("classify_preset", "pretrain_preset", "tune_preset"),

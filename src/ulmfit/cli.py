@@ -38,6 +38,7 @@ from ulmfit.flags import (
     Settings,
     TextColumn,
     follows,
+    parse_settings,
     with_settings,
 )
 
@@ -177,6 +178,9 @@ def train(
     seed: Seed = 0,
     device: Device = "auto",
     storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
+    minutes: Annotated[
+        float | None, Parameter(help="do what fits into so many minutes here, the preset at most; --test not counted")
+    ] = None,
     settings: Settings = (),
     resume: Resume = False,
     profile: Profile = False,
@@ -188,7 +192,10 @@ def train(
     labelled
         A file with a text and a label column, or a folder with a folder of .txt files for each label.
     """
+    began = time.monotonic()
+
     from ulmfit.console import ProgressDisplay
+    from ulmfit.learning.budget import Budget
     from ulmfit.pipeline import check_labels
     from ulmfit.pipeline import train as run
     from ulmfit.predict import Predictor, evaluate
@@ -204,12 +211,14 @@ def train(
         classify=classify_preset(preset, labelled=sum(counts.values())),
     )
     config = with_settings(config, {}, settings)
+    budget = None if minutes is None else Budget(minutes, keep=tuple(parse_settings(settings)), began=began)
     with ProgressDisplay(quiet=follows()) as display:
         bundle = run(
             labelled,
             config=config,
             out=out,
             unlabelled=unlabelled or [],
+            budget=budget,
             base=base,
             text_column=text_column,
             label_column=label_column,

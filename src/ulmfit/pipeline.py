@@ -14,11 +14,13 @@ from pathlib import Path
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.config import ClassifyConfig, Direction, LanguageModelConfig, PretrainConfig, TrainConfig, TuneConfig
 from ulmfit.errors import ConfigError, DataError
+from ulmfit.learning.budget import Budget, in_words
 from ulmfit.learning.classifier import check_class_weights, learn_classifiers
-from ulmfit.learning.language_model import LanguageModelText, learn_language_models
+from ulmfit.learning.language_model import LanguageModelText, learn_language_models, read_base, start_of_tuning
+from ulmfit.learning.planning import describe_budget, plan_within, planned_texts
 from ulmfit.learning.setting import base_name, describe_inputs, open_setting
 from ulmfit.learning.vocabulary import domain_tokenizer, learn_tokenizer, rows_in
-from ulmfit.models.language_model import LanguageModel, transfer_vocabulary
+from ulmfit.models.language_model import LanguageModel
 from ulmfit.pretrained import find_bundle
 from ulmfit.text.sources import read_records
 from ulmfit.text.words import SPECIALS
@@ -97,15 +99,8 @@ def tune_language_model(
         if setting.folder.finished:
             return LanguageModelBundle.load(out)
         settings = config.tune
-        with setting.processes.leader_first():  # which fetches it, where it comes from a hub
-            pretrained = LanguageModelBundle.load(find_bundle(base))
+        pretrained = read_base(setting, base, settings)
         from_base = settings.start == "pretrained"
-        for direction in config.run.directions:
-            if from_base and direction not in pretrained.models:
-                raise ConfigError(
-                    f"the base model {str(base)!r} reads {' and '.join(pretrained.directions)} only; "
-                    f"pass --direction {pretrained.directions[0]} or a base pretrained {direction}"
-                )
         tokenizer = domain_tokenizer(setting, texts, pretrained.tokenizer, settings, text_column)
         rows = rows_in(pretrained.tokenizer, tokenizer)
         words = rows[len(SPECIALS) :]
@@ -115,17 +110,9 @@ def tune_language_model(
             )
         known = float((rows >= 0).float().mean())
         setting.report(Note(f"vocabulary: {len(rows):,} tokens, {known:.0%} of them known to the base model"))
-        encoder = pretrained.config.encoder.model_copy(
-            update={"dropouts": settings.dropouts.scaled(settings.dropout_multiplier)}
-        )
-        output_dropout = settings.output_dropout * settings.dropout_multiplier
-        model_config = LanguageModelConfig(vocab_size=len(tokenizer), encoder=encoder, output_dropout=output_dropout)
 
         def moved(direction: Direction) -> LanguageModel:
-            model = LanguageModel(model_config)
-            if from_base:
-                model.load_state_dict(transfer_vocabulary(pretrained.models[direction], rows).state_dict())
-            return model
+            return start_of_tuning(pretrained, rows, settings, direction)
 
         source = LanguageModelText.read(setting, texts, valid, tokenizer, settings.training, text_column)
         bundle = learn_language_models(
@@ -204,6 +191,7 @@ def train(
     base: str | Path = "en",
     text_column: str = "text",
     label_column: str = "label",
+    budget: Budget | None = None,
     resume: bool = False,
     profile: bool = False,
     report: Report = silent,
@@ -211,11 +199,14 @@ def train(
     """Stages 2 and 3: tune on the labelled and unlabelled text, then train the classifier.
 
     With `unlabelled` this is the paper's semi-supervised setting, without it the supervised one. The tuned language
-    model stays in `out/language_model`.
+    model stays in `out/language_model`. With a `budget`, the settings are the most that is done: how much unlabelled
+    text and how many epochs fit its minutes is planned first, said, and kept in `out/plan.json`; ConfigError where they
+    are too few.
     """
     inputs = describe_inputs(
         labelled=[labelled], unlabelled=unlabelled, base=base, text_column=text_column, label_column=label_column
     )
+    inputs |= describe_budget(budget)
     with open_setting(
         out, command="train", config=config, inputs=inputs, resume=resume, report=report, profile=profile
     ) as setting:
@@ -223,9 +214,23 @@ def train(
             return ClassifierBundle.load(out)
         counts = check_labels(labelled, text_column=text_column, label_column=label_column)
         check_class_weights(config.classify, list(counts))
+        texts = list(unlabelled)
+        if budget is not None:
+            plan = plan_within(
+                setting,
+                budget,
+                labelled=labelled,
+                classes=list(counts),
+                unlabelled=unlabelled,
+                base=base,
+                config=config,
+                text_column=text_column,
+                label_column=label_column,
+            )
+            config, texts = plan.config, planned_texts(setting, plan, unlabelled, text_column=text_column)
         tuned_folder = out / "language_model"
         tuned = tune_language_model(
-            [labelled, *unlabelled],
+            [labelled, *texts],
             base=base,
             config=TuneConfig(run=config.run, tune=config.tune),
             out=tuned_folder,
@@ -243,7 +248,10 @@ def train(
             text_column=text_column,
             label_column=label_column,
         )
-        return setting.saved(bundle)
+        saved = setting.saved(bundle)
+        if budget is not None and not resume:
+            setting.tell(Note(f"took {in_words(budget.spent)} of the {budget.minutes:g} minutes given"))
+        return saved
 
 
 def check_labels(labelled: Path, *, text_column: str, label_column: str) -> dict[str, int]:

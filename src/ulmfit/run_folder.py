@@ -14,13 +14,14 @@ from typing import Any
 from ulmfit.config import Config
 from ulmfit.errors import CheckpointError, OutputError
 
-SETTINGS, METRICS, PROFILE, WORK = "run.json", "metrics.jsonl", "profile.json", "work"
+SETTINGS, METRICS, PROFILE, PLAN, WORK = "run.json", "metrics.jsonl", "profile.json", "plan.json", "work"
 
 
 class RunFolder:
     """`out/run.json` (resolved settings), `out/metrics.jsonl` (a line an epoch) and `out/work` (gone when done).
 
-    `out/profile.json`, where a profile was asked for, has seconds by stage and part.
+    `out/profile.json`, where a profile was asked for, has seconds by stage and part; `out/plan.json`, where minutes
+    were given, what was chosen for them.
     """
 
     def __init__(self, out: Path) -> None:
@@ -140,5 +141,5 @@ def _forget_if_nothing_was_done(run: RunFolder, *, made: bool) -> None:
         shutil.rmtree(run.out, ignore_errors=True)
     else:
         shutil.rmtree(run.work, ignore_errors=True)
-        for name in (SETTINGS, METRICS, PROFILE):
+        for name in (SETTINGS, METRICS, PROFILE, PLAN):
             (run.out / name).unlink(missing_ok=True)

@@ -8,7 +8,6 @@ import pytest
 from ulmfit.errors import ConfigError
 from ulmfit.experiments import ablation
 from ulmfit.experiments.ablation import (
-    SLACK,
     Sizes,
     Speed,
     fit,
@@ -19,6 +18,7 @@ from ulmfit.experiments.ablation import (
 )
 from ulmfit.experiments.lines import read_lines
 from ulmfit.experiments.runner import Run, prepare_all, run_of
+from ulmfit.learning.budget import SAFETY
 from ulmfit.training.events import Note
 
 SPEED = Speed(tuning=100.0, classifying=50.0, fixed=2.0, tokens_a_character=0.2)
@@ -58,7 +58,7 @@ def test_the_plan_fits_or_is_the_smallest_there_is(data, options, minutes):
     elif minutes == 1_000_000:
         assert (chosen, seeds) == (SIZES, 3)
     else:
-        assert seconds <= SLACK * 60 * minutes
+        assert seconds <= SAFETY * 60 * minutes
         assert smallest.labelled <= chosen.labelled < SIZES.labelled
         assert smallest.texts <= chosen.texts < SIZES.texts
         assert cost.classifying == pytest.approx(cost.tuning, rel=0.5)

@@ -14,13 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ulmfit.bundle import read_bundle_config
+from ulmfit.config import TrainConfig
 from ulmfit.errors import ConfigError
 from ulmfit.experiments.products import Shelf
 from ulmfit.experiments.recipes import experiment_named
 from ulmfit.experiments.runner import Options, Run, check_settings, parts_of, runs_of, undone, work
 from ulmfit.experiments.tasks import Limits, Prepared, Task, prepare, valid_share
+from ulmfit.learning.budget import SAFETY, Budget
+from ulmfit.learning.planning import measure
+from ulmfit.learning.setting import open_setting
+from ulmfit.text.draw import Look, look_at
 from ulmfit.text.parts import renamed_when_whole
+from ulmfit.text.sources import read_records
 from ulmfit.training.events import Note, Report, silent
 
 ABLATED = (
@@ -39,12 +44,12 @@ FIRST = (
 """the rows that tell most, with all labels: whether any of this pays, and then which stage does"""
 
 PLAN = "plan.json"
-SAMPLE = Limits(labelled=100, texts=300, test=10)
-"""what speed is measured on"""
 SHARES = tuple(0.85**step for step in range(60))
 """of the documents, tried from the largest down"""
-SLACK, LEAST_FOR_DATA = 0.85, 0.4
-"""of the time: what a plan may take, and what the data get of it where starting and saving would fill it"""
+LEAST_FOR_DATA = 0.4
+"""of the time: what the data get of it where starting and saving would fill it"""
+MODELS_A_STAGE = 4
+"""written and read: the best epoch's, the last checkpoint's, and the result there and back"""
 WORTHWHILE = 400
 """labelled documents below which fewer seeds are better than still fewer documents"""
 LEAST_LABELLED, LEAST_A_CLASS, LEAST_TEXTS, LEAST_TEST = 200, 10, 500, 200
@@ -162,10 +167,10 @@ def _plan(task: Task, minutes: float, options: Options, names: list[str], seeds:
             raise ConfigError(f"{path}: was made for other experiments or seeds; choose another --out")
         return plan
     began = time.monotonic()
-    whole_folder, sample_folder = options.out / "whole", options.out / "sample"
+    whole_folder = options.out / "whole"
     try:
         whole = prepare(task, whole_folder)
-        speed = measure_speed(prepare(task, sample_folder, limits=SAMPLE), replace(options, out=sample_folder), report)
+        speed = measure_speed(whole, options, minutes)
         documents = whole.counts["train"] + whole.counts["unlabelled"]
         sizes = Sizes(
             labelled=whole.counts["train"],
@@ -177,8 +182,7 @@ def _plan(task: Task, minutes: float, options: Options, names: list[str], seeds:
         left = 60 * minutes - (time.monotonic() - began)
         chosen, kept_seeds, seconds = fit(sizes, whole, names, options=options, speed=speed, seeds=seeds, seconds=left)
     finally:
-        for folder in (whole_folder, sample_folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(whole_folder, ignore_errors=True)
     shares = ((chosen.labelled, sizes.labelled), (chosen.texts, sizes.texts), (chosen.test, sizes.test))
     parts = [f"{part:,} of {all_:,}" for part, all_ in shares]
     report(
@@ -202,28 +206,34 @@ def _plan(task: Task, minutes: float, options: Options, names: list[str], seeds:
     return plan
 
 
-def measure_speed(sample: Prepared, options: Options, report: Report = silent) -> Speed:
-    """One epoch of each stage on the sample, all layers learning."""
-    short = {"recipe.tuning_epochs": 1, "recipe.epochs": 1}
-    options = replace(options, settings={**options.settings, **short})
-    run = Run("classifier-tuning", sample.name, "full", None, 0)
-    (part,) = parts_of(run, sample, options)
-    shelf = Shelf(options.out, report=report)
-    began = time.monotonic()
-    tuned = shelf.language_model(part.language_model, list(part.texts), base=part.base, config=part.tune)
-    between = time.monotonic()
-    labelled = sample.draw("valid", None, seed=0)
-    classified = shelf.classifier(part.classifier, part.language_model, sample, labelled, "valid", config=part.classify)
-    fixed = [
-        max(0.1, spent - measured.seconds)
-        for spent, measured in ((between - began, tuned), (time.monotonic() - between, classified))
-    ]
-    facts = read_bundle_config(shelf.language_model_folder(part.language_model))["facts"]
+def measure_speed(data: Prepared, options: Options, minutes: float) -> Speed:
+    """Of both stages with all layers learning, by steps on a sample, and with the vocabulary of all the text."""
+    (part,) = parts_of(Run("classifier-tuning", data.name, "full", None, 0), data, options)
+    config = TrainConfig(run=part.tune.run, tune=part.tune.tune, classify=part.classify.classify)
+    labelled = look_at(read_records([data.split("train")], label_column="label"), seed=0)
+    unlabelled = look_at(read_records([data.split("unlabelled")]), seed=0) if data.counts["unlabelled"] else Look()
+    folder = options.out / "trial"
+    try:
+        with open_setting(
+            folder, command="ablate", config=config, inputs={}, resume=False, report=silent, profile=False
+        ) as setting:
+            costs, sizes = measure(
+                setting,
+                Budget(minutes),
+                labelled,
+                unlabelled,
+                classes=data.classes,
+                base=part.base,
+                config=config,
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    tokens = sizes.tokens(sizes.unlabelled)
     return Speed(
-        tuning=max(1.0, tuned.epochs[-1]["tokens_per_second"]),
-        classifying=max(1.0, classified.epochs[-1]["tokens_per_second"]),
-        fixed=sum(fixed) / len(fixed),
-        tokens_a_character=facts["data"]["tokens"] / max(1, sample.characters),
+        tuning=1 / costs.tuning_a_token(sizes.vocabulary.at(tokens)),
+        classifying=1 / costs.classifying,
+        fixed=costs.fixed + MODELS_A_STAGE * costs.saving,
+        tokens_a_character=tokens / max(1, data.characters),
     )
 
 
@@ -252,7 +262,7 @@ def fit(
 
         labelled, texts = _shares(cost, seconds)
         chosen, total = sizes.shares(labelled=labelled, texts=texts), cost(labelled, texts).total
-        if total <= SLACK * seconds and chosen.labelled >= min(WORTHWHILE, sizes.labelled):
+        if total <= SAFETY * seconds and chosen.labelled >= min(WORTHWHILE, sizes.labelled):
             break
     return chosen, kept, total
 
@@ -261,7 +271,7 @@ def _shares(cost: Callable[[float, float], Seconds], seconds: float) -> tuple[fl
     """The shares of the labelled documents and of the texts."""
     least = SHARES[-1]
     everything = cost(1.0, 1.0)
-    for_data = max(SLACK * seconds - everything.fixed, LEAST_FOR_DATA * seconds)
+    for_data = max(SAFETY * seconds - everything.fixed, LEAST_FOR_DATA * seconds)
     half = max(for_data / 2, for_data - everything.tuning)
     labelled = _largest(lambda share: cost(share, least).classifying <= half)
     rest = for_data - cost(labelled, least).classifying

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from ulmfit.learning.reading import classify_documents, padded, pool_documents
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.encoder import State
+from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.batches import DocumentBatches, prefetch
 from ulmfit.text.corpus import Corpus, split_documents
 from ulmfit.text.tokenizer import Tokenizer
@@ -35,6 +36,40 @@ from ulmfit.training.distributed import ALONE, Processes
 from ulmfit.training.loop import StepLoss
 from ulmfit.training.schedules import phases_of
 from ulmfit.training.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """What a classifier learns from and is measured on."""
+
+    tokenizer: Tokenizer
+    corpus: Corpus
+    documents: np.ndarray[Any, np.dtype[np.int64]]
+    valid_corpus: Corpus
+    valid_documents: np.ndarray[Any, np.dtype[np.int64]]
+
+    @classmethod
+    def read(
+        cls,
+        setting: Setting,
+        labelled: Path,
+        valid: Path | None,
+        tokenizer: Tokenizer,
+        *,
+        valid_share: float,
+        text_column: str,
+        label_column: str,
+    ) -> LabelledText:
+        """Tokenise to disk; hold out a share of the documents, each class its own, or take all of `valid`."""
+        columns = {"text_column": text_column, "label_column": label_column}
+        corpus = setting.corpus([labelled], tokenizer, name="labelled", **columns)
+        if valid is None:
+            parts = split_documents(len(corpus), valid_share=valid_share, seed=setting.run.seed, labels=corpus.labels)
+            return cls(tokenizer, corpus, parts[0], corpus, parts[1])
+        measured = setting.corpus([valid], tokenizer, name="valid", **columns)
+        measured = with_label_names(measured, corpus.label_names, source=valid)
+        learn, held_out = (np.arange(len(text), dtype=np.int64) for text in (corpus, measured))
+        return cls(tokenizer, corpus, learn, measured, held_out)
 
 
 def learn_classifiers(
@@ -52,79 +87,87 @@ def learn_classifiers(
     for direction in run.directions:
         if direction not in tuned.models:
             raise ConfigError(f"the language model reads {' and '.join(tuned.directions)} only; pass that --direction")
-    corpus = setting.corpus(
-        [labelled], tuned.tokenizer, name="labelled", text_column=text_column, label_column=label_column
+    source = LabelledText.read(
+        setting,
+        labelled,
+        valid,
+        tuned.tokenizer,
+        valid_share=settings.valid_share,
+        text_column=text_column,
+        label_column=label_column,
     )
-    assert corpus.labels is not None
-    if valid is None:
-        learn, held_out = split_documents(
-            len(corpus), valid_share=settings.valid_share, seed=run.seed, labels=corpus.labels
-        )
-        measured = corpus
-    else:
-        measured = setting.corpus(
-            [valid], tuned.tokenizer, name="valid", text_column=text_column, label_column=label_column
-        )
-        measured = with_label_names(measured, corpus.label_names, source=valid)
-        learn, held_out = (np.arange(len(text), dtype=np.int64) for text in (corpus, measured))
-    model_config = _classifier_config(settings, tuned.config, classes=len(corpus.label_names))
-    weights = _class_weights(settings, corpus, learn).to(setting.device)
+    corpus = source.corpus
     models: dict[Direction, Classifier] = {}
     for direction in run.directions:
         torch.manual_seed(run.seed)
-        model = Classifier(model_config)
-        model.load_language_model(tuned.models[direction].state_dict())
-        model = model.to(setting.device)
-        # Where nothing makes the gradient dense, as the tied decoder does. A GPU would wait for the rows' count.
-        model.encoder.embedding.sparse = setting.device.type == "cpu" and settings.language_model_weight == 0
-        frozen = FrozenEncoder(
-            model,
-            np.sort(learn),
-            partial(
-                pool_documents,
-                model,
-                corpus,
-                np.sort(learn),
-                direction=direction,
-                tokenizer=tuned.tokenizer,
-                dtype=setting.dtype,
-                processes=setting.processes,
-            ),
-        )
-        groups, plan = groups_by_name(model.layer_groups()), settings.phases
-        batches = DocumentBatches(
-            corpus,
-            documents=learn,
-            batch_size=settings.batch_size,
-            seed=run.seed,
-            reverse=direction == "backward",
-            begin_id=tuned.tokenizer.begin_id,
-            padding_id=tuned.tokenizer.padding_id,
-        )
-        setting.learn(
-            Stage(
-                name=f"classify {direction}",
-                model=model,
-                groups=groups,
-                phases=phases_of(plan, groups=len(groups)) if isinstance(plan, UnfreezingPlan) else plan,
-                optimizer=settings.optimizer,
-                batches=_documents_on_device(batches, setting.device, setting.processes),
-                steps=batches.steps,
-                loss=_classification_loss(model, settings, weights, setting.dtype, frozen, setting.processes),
-                evaluate=_classifier_evaluation(setting, model, measured, held_out, direction, tuned.tokenizer),
-                # What the paper reports; on IMDb it still falls when an ever surer model's loss already rises.
-                monitor=("error", "valid_loss"),
-                patience=settings.patience,
-                seed=run.seed,
-                stacked=stacked_by_name(model.layer_groups()),
-                identity=identity(setting, config, corpus),
-            ),
-            setting.folder.work / f"classify-{direction}",
-        )
+        model = start_of_classifying(setting, settings, tuned.models[direction], classes=len(corpus.label_names))
+        learning = classifier_stage(setting, source, model, direction, settings, name=f"classify {direction}")
+        learning = replace(learning, identity=identity(setting, config, corpus))
+        setting.learn(learning, setting.folder.work / f"classify-{direction}")
         models[direction] = model.cpu().eval()
     facts = run_facts(setting, "train", base=tuned.facts.get("base"), corpus=corpus, documents=len(corpus))
     return ClassifierBundle(
-        config=model_config, tokenizer=tuned.tokenizer, models=models, facts=facts, labels=corpus.label_names
+        config=models[run.directions[0]].config,
+        tokenizer=tuned.tokenizer,
+        models=models,
+        facts=facts,
+        labels=corpus.label_names,
+    )
+
+
+def start_of_classifying(
+    setting: Setting, settings: ClassifySettings, language_model: LanguageModel, *, classes: int
+) -> Classifier:
+    """A fresh head on the language model's encoder, on the run's device; draws from torch's generator."""
+    model = Classifier(_classifier_config(settings, language_model.config, classes=classes))
+    model.load_language_model(language_model.state_dict())
+    model = model.to(setting.device)
+    # Where nothing makes the gradient dense, as the tied decoder does. A GPU would wait for the rows' count.
+    model.encoder.embedding.sparse = setting.device.type == "cpu" and settings.language_model_weight == 0
+    return model
+
+
+def classifier_stage(
+    setting: Setting,
+    source: LabelledText,
+    model: Classifier,
+    direction: Direction,
+    settings: ClassifySettings,
+    *,
+    name: str,
+) -> Stage:
+    """How this model learns from these documents."""
+    groups, plan = groups_by_name(model.layer_groups()), settings.phases
+    weights = _class_weights(settings, source.corpus, source.documents).to(setting.device)
+    documents = np.sort(source.documents)
+    read = partial(pool_documents, model, source.corpus, documents, direction=direction, tokenizer=source.tokenizer)
+    frozen = FrozenEncoder(model, documents, partial(read, dtype=setting.dtype, processes=setting.processes))
+    batches = DocumentBatches(
+        source.corpus,
+        documents=source.documents,
+        batch_size=settings.batch_size,
+        seed=setting.run.seed,
+        reverse=direction == "backward",
+        begin_id=source.tokenizer.begin_id,
+        padding_id=source.tokenizer.padding_id,
+    )
+    return Stage(
+        name=name,
+        model=model,
+        groups=groups,
+        phases=phases_of(plan, groups=len(groups)) if isinstance(plan, UnfreezingPlan) else plan,
+        optimizer=settings.optimizer,
+        batches=_documents_on_device(batches, setting.device, setting.processes),
+        steps=batches.steps,
+        loss=_classification_loss(model, settings, weights, setting.dtype, frozen, setting.processes),
+        evaluate=_classifier_evaluation(
+            setting, model, source.valid_corpus, source.valid_documents, direction, source.tokenizer
+        ),
+        # What the paper reports; on IMDb it still falls when an ever surer model's loss already rises.
+        monitor=("error", "valid_loss"),
+        patience=settings.patience,
+        seed=setting.run.seed,
+        stacked=stacked_by_name(model.layer_groups()),
     )
 
 

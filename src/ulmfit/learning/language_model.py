@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from ulmfit.bundle import LanguageModelBundle
-from ulmfit.config import Direction, LanguageModelTraining, PretrainConfig, TuneConfig
+from ulmfit.config import (
+    Direction,
+    LanguageModelConfig,
+    LanguageModelTraining,
+    PretrainConfig,
+    TuneConfig,
+    TuneSettings,
+)
 from ulmfit.errors import ConfigError
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.encoder import State, detach
-from ulmfit.models.language_model import LanguageModel
+from ulmfit.models.language_model import LanguageModel, transfer_vocabulary
+from ulmfit.pretrained import find_bundle
 from ulmfit.text.batches import LanguageModelWindows, prefetch
 from ulmfit.text.corpus import Corpus, split_documents
 from ulmfit.text.tokenizer import Tokenizer
@@ -149,37 +157,73 @@ def learn_language_models(
     untrained: bool = False,
 ) -> LanguageModelBundle:
     """Train one language model a direction from what `start` gives, or leave it so, and gather them in a bundle."""
-    training = source.training
     models: dict[Direction, LanguageModel] = {}
     for direction in setting.run.directions:
         torch.manual_seed(setting.run.seed)
         model = start(direction).to(setting.device)
-        windows = source.windows(setting, direction)
-        streams = setting.processes.share(windows.streams)
-        share = (streams.stop - streams.start) / windows.streams
-        setting.learn(
-            Stage(
-                name=f"{stage} {direction}",
-                model=model,
-                groups=groups_by_name(model.layer_groups()),
-                phases=() if untrained else training.phases,
-                optimizer=training.optimizer,
-                batches=_windows_on_device(windows, streams, setting.device),
-                steps=windows.steps,
-                loss=_language_model_loss(model, training, setting.dtype, share),
-                evaluate=source.evaluation(setting, model, direction),
-                patience=training.patience,
-                seed=setting.run.seed,
-                stacked=stacked_by_name(model.layer_groups()),
-                identity=identity(setting, config, source.corpus),
-            ),
-            setting.folder.work / direction,
-        )
+        learning = language_model_stage(setting, source, model, direction, name=f"{stage} {direction}")
+        phases = () if untrained else learning.phases
+        learning = replace(learning, phases=phases, identity=identity(setting, config, source.corpus))
+        setting.learn(learning, setting.folder.work / direction)
         models[direction] = model.cpu().eval()
     setting.draw_curve()
     model_config = models[setting.run.directions[0]].config
     facts = run_facts(setting, stage, base=base, corpus=source.corpus, tokens=source.corpus.tokens)
     return LanguageModelBundle(config=model_config, tokenizer=source.tokenizer, models=models, facts=facts)
+
+
+def language_model_stage(
+    setting: Setting, source: LanguageModelText, model: LanguageModel, direction: Direction, *, name: str
+) -> Stage:
+    """How this model learns from this text."""
+    training = source.training
+    windows = source.windows(setting, direction)
+    streams = setting.processes.share(windows.streams)
+    share = (streams.stop - streams.start) / windows.streams
+    return Stage(
+        name=name,
+        model=model,
+        groups=groups_by_name(model.layer_groups()),
+        phases=training.phases,
+        optimizer=training.optimizer,
+        batches=_windows_on_device(windows, streams, setting.device),
+        steps=windows.steps,
+        loss=_language_model_loss(model, training, setting.dtype, share),
+        evaluate=source.evaluation(setting, model, direction),
+        patience=training.patience,
+        seed=setting.run.seed,
+        stacked=stacked_by_name(model.layer_groups()),
+    )
+
+
+def read_base(setting: Setting, base: str | Path, settings: TuneSettings) -> LanguageModelBundle:
+    """The base to tune, which rank 0 fetches where it comes from a hub; ConfigError where it lacks a direction."""
+    with setting.processes.leader_first():
+        pretrained = LanguageModelBundle.load(find_bundle(base))
+    for direction in setting.run.directions:
+        if settings.start == "pretrained" and direction not in pretrained.models:
+            raise ConfigError(
+                f"the base model {str(base)!r} reads {' and '.join(pretrained.directions)} only; "
+                f"pass --direction {pretrained.directions[0]} or a base pretrained {direction}"
+            )
+    return pretrained
+
+
+def start_of_tuning(
+    pretrained: LanguageModelBundle, rows: Tensor, settings: TuneSettings, direction: Direction
+) -> LanguageModel:
+    """The base with the dropouts of tuning over another vocabulary, `rows` as for `transfer_vocabulary`.
+
+    Of its sizes alone and random, where the settings want that.
+    """
+    encoder = pretrained.config.encoder.model_copy(
+        update={"dropouts": settings.dropouts.scaled(settings.dropout_multiplier)}
+    )
+    output_dropout = settings.output_dropout * settings.dropout_multiplier
+    model = LanguageModel(LanguageModelConfig(vocab_size=len(rows), encoder=encoder, output_dropout=output_dropout))
+    if settings.start == "pretrained":
+        model.load_state_dict(transfer_vocabulary(pretrained.models[direction], rows).state_dict())
+    return model
 
 
 def _language_model_loss(

@@ -38,8 +38,16 @@ def domain_tokenizer(
     """
     if base.kind != "word":
         return base
-    words = TokenizerConfig(kind="word", vocab_size=settings.vocab_size, min_frequency=settings.min_frequency)
-    own = learn_tokenizer(setting, texts, words, text_column)
+    return with_base_words(learn_tokenizer(setting, texts, words_of(settings), text_column), base, settings)
+
+
+def words_of(settings: TuneSettings) -> TokenizerConfig:
+    """How the domain's own words are chosen."""
+    return TokenizerConfig(kind="word", vocab_size=settings.vocab_size, min_frequency=settings.min_frequency)
+
+
+def with_base_words(own: Tokenizer, base: Tokenizer, settings: TuneSettings) -> Tokenizer:
+    """The domain's own words, and where the settings want it those of the base behind them."""
     if not settings.base_words:
         return own
     known = set(own.tokens)

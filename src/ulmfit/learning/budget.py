@@ -1,0 +1,298 @@
+"""A plan that fits into some minutes: a pure function of what things cost, how much there is of them, and the settings.
+
+The settings are the most that is ever done. All plans lie on one path, from the least there is to the settings in full,
+on which nothing shrinks; the last one on it that fits is taken, so more minutes never mean less of anything. The path:
+
+- Tuning and the classifier grow side by side, whichever has had fewer seconds so far: the settings of the demo, found
+  by search, spend 238 seconds on the one and 179 on the other.
+- Tuning grows by unlabelled texts while there is too little text to read it twice, then by its epochs, then by all
+  other texts: with fewer minutes these are the first to go. On the demo's 300,000 tokens one epoch instead of two cost
+  1.3 points; on 91,000 tokens of long reviews a second one made held-out perplexity worse (docs/results, minutes).
+- The classifier's phases grow together and each keeps an epoch, so that the shape of the recipe stays.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from ulmfit.config import Config, Phase, TrainConfig, UnfreezingPlan
+from ulmfit.errors import ConfigError
+from ulmfit.training.schedules import groups_of, phases_of
+
+SAFETY = 0.85
+"""of the time: what a plan may take by its own estimate"""
+TEXT_STEP = 1.02
+"""how much more text the next plan on the path has"""
+WORTH_REPEATING = 200_000
+"""tokens of text below which more text comes before another epoch"""
+CHECKPOINT_MODELS = 3
+"""a checkpoint has the optimizer's two moments beside the weights"""
+TUNING, CLASSIFIER = "tune.training.phases", "classify.phases"
+"""the settings that a plan may change"""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Minutes from `began` on, and the settings, by dotted name, that are not to be changed for them."""
+
+    minutes: float
+    keep: Collection[str] = ()
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where there is no time at all."""
+        if not 0 < self.minutes < math.inf:
+            raise ConfigError(f"--minutes {self.minutes:g}: expected more than none, and an end")
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self.began
+
+    def keeps(self, name: str) -> bool:
+        """Whether this setting, a group it is in or a part of it was given."""
+        return any(name == given or name.startswith(f"{given}.") or given.startswith(f"{name}.") for given in self.keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds that things take on a machine, with a base and with texts like these."""
+
+    reading: float
+    """a token, to find its vocabulary and its id"""
+    tuning: float
+    """a token of an epoch of tuning, but for the softmax"""
+    softmax: float
+    """a token of the same, for each word of the vocabulary"""
+    classifying: float
+    """a token of an epoch of the classifier with all layers learning"""
+    head: float
+    """a token with the head alone learning; measuring takes no longer"""
+    saving: float
+    """one model, written or read"""
+    fixed: float
+    """what comes once, whatever the plan"""
+
+    def tuning_a_token(self, words: float) -> float:
+        """Seconds of an epoch of tuning, with so large a vocabulary."""
+        return self.tuning + self.softmax * words
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """How many words a text has: `size` in the first `tokens`, growing with a power of them (Heaps' law)."""
+
+    size: int
+    tokens: float
+    exponent: float
+    limit: int
+
+    def at(self, tokens: float) -> float:
+        """The words of so much text."""
+        return min(float(self.limit), self.size * math.pow(tokens / self.tokens, self.exponent))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much there is: documents, and tokens in them."""
+
+    labelled: int
+    labelled_tokens: float
+    unlabelled: int
+    unlabelled_tokens: float
+    vocabulary: Vocabulary
+    groups: int
+    """layer groups of the classifier"""
+
+    def tokens(self, unlabelled: int) -> float:
+        """Those of all labelled and of so many unlabelled documents."""
+        return self.labelled_tokens + self.unlabelled_tokens * unlabelled / max(1, self.unlabelled)
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """What a plan takes."""
+
+    tuning: float
+    classifying: float
+    other: float
+    """reading, saving, starting"""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.tuning + self.classifying + self.other
+
+
+class Plan(Config):
+    """What was chosen; the settings in full where there was time for them."""
+
+    minutes: float
+    unlabelled: int
+    """documents, drawn with the seed of `config`"""
+    of: int
+    seconds: float
+    """expected, from here on"""
+    config: TrainConfig
+
+
+def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, spent: float = 0.0) -> Plan:
+    """The largest plan whose seconds fit what is left of the budget; ConfigError, with the least, where none does."""
+    most = SAFETY * (60 * budget.minutes - spent)
+    chosen: _Point | None = None
+    total = 0.0
+    for point in _path(costs, sizes, config, budget):
+        seconds = point.seconds(costs, sizes, config).total
+        if seconds > most:
+            break
+        chosen, total = point, seconds
+    if chosen is None:
+        least = math.ceil((spent + seconds / SAFETY) / 6) / 10
+        kept = ", with the phases as you set them," if _kept(budget) else ""
+        raise ConfigError(
+            f"--minutes {budget.minutes:g}: too few for an epoch of each phase on the {sizes.labelled:,} labelled "
+            f"texts alone; the least that would do here{kept} is --minutes {least:g}"
+        )
+    return Plan(
+        minutes=budget.minutes,
+        unlabelled=chosen.unlabelled,
+        of=sizes.unlabelled,
+        seconds=round(total, 1),
+        config=chosen.config(config),
+    )
+
+
+def seconds_of(unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes) -> Seconds:
+    """What a run with these settings takes: tokens by their costs, and how often a model is written or read."""
+    tune, classify = config.tune, config.classify
+    directions = len(config.run.directions)
+    tokens = sizes.tokens(unlabelled)
+    tuning_epochs = sum(phase.epochs for phase in tune.training.phases) if tune.learn else 0
+    a_token = costs.tuning_a_token(sizes.vocabulary.at(tokens))
+    tuning = directions * tuning_epochs * tokens * a_token
+    phases = _phases(classify.phases, sizes.groups)
+    classifying = 0.0
+    for phase in phases:
+        alone = groups_of(phase, count=sizes.groups) == [sizes.groups - 1]
+        learning = (1 - classify.valid_share) * (costs.head if alone else costs.classifying)
+        classifying += phase.epochs * sizes.labelled_tokens * (learning + classify.valid_share * costs.head)
+    classifying *= directions
+    measured = sum(phase.epochs for phase in phases) if classify.valid_share else 0
+    # The best epoch's weights, the last checkpoint of each stage, and each stage's result, written and read back.
+    models = directions * (tuning_epochs + measured + 2 + 4)
+    checkpoints = (tuning + classifying) / (60 * config.run.checkpoint_minutes)
+    saving = (models + CHECKPOINT_MODELS * checkpoints) * costs.saving
+    reading = (tokens + sizes.labelled_tokens) * costs.reading
+    return Seconds(tuning, classifying, reading + saving + costs.fixed)
+
+
+# --- the path -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A plan on the path, its epochs counted by those of the longest phase of each stage."""
+
+    unlabelled: int
+    tuning: int
+    classifying: int
+
+    def config(self, most: TrainConfig) -> TrainConfig:
+        training = most.tune.training.model_copy(update={"phases": shrunk(most.tune.training.phases, self.tuning)})
+        phases: tuple[Phase, ...] | UnfreezingPlan
+        if isinstance(most.classify.phases, UnfreezingPlan):
+            phases = most.classify.phases.model_copy(update={"epochs": self.classifying})
+        else:
+            phases = shrunk(most.classify.phases, self.classifying)
+        return most.model_copy(
+            update={
+                "tune": most.tune.model_copy(update={"training": training}),
+                "classify": most.classify.model_copy(update={"phases": phases}),
+            }
+        )
+
+    def seconds(self, costs: Costs, sizes: Sizes, most: TrainConfig) -> Seconds:
+        return seconds_of(self.unlabelled, self.config(most), costs, sizes)
+
+    def more_tuning(self, longest: int, sizes: Sizes) -> Self:
+        enough = self.unlabelled == sizes.unlabelled or sizes.tokens(self.unlabelled) >= WORTH_REPEATING
+        if self.tuning < longest and enough:
+            return replace(self, tuning=self.tuning + 1)
+        texts = math.ceil(TEXT_STEP * (sizes.labelled + self.unlabelled)) - sizes.labelled
+        return replace(self, unlabelled=min(texts, sizes.unlabelled))
+
+
+def _path(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget) -> Iterator[_Point]:
+    """All plans, each with more of one thing than the one before."""
+    longest = max(phase.epochs for phase in config.tune.training.phases)
+    most = _longest(config.classify.phases)
+    kept = {name: budget.keeps(name) for name in (TUNING, CLASSIFIER)}
+    point = _Point(0, longest if kept[TUNING] else 1, most if kept[CLASSIFIER] else 1)
+    yield point
+    while True:
+        tuning_grows = point.tuning < longest or point.unlabelled < sizes.unlabelled
+        classifier_grows = point.classifying < most
+        if not tuning_grows and not classifier_grows:
+            return
+        seconds = point.seconds(costs, sizes, config)
+        if tuning_grows and (seconds.tuning <= seconds.classifying or not classifier_grows):
+            point = point.more_tuning(longest, sizes)
+        else:
+            point = replace(point, classifying=point.classifying + 1)
+        yield point
+
+
+def shrunk(phases: Sequence[Phase], longest: int) -> tuple[Phase, ...]:
+    """The phases with epochs in proportion, the longest `longest` of them; whole ones, and one at least."""
+    share = longest / _longest(phases)
+    return tuple(
+        phase.model_copy(update={"epochs": max(1, math.floor(phase.epochs * share + 0.5))}) for phase in phases
+    )
+
+
+def _longest(phases: Sequence[Phase] | UnfreezingPlan) -> int:
+    return phases.epochs if isinstance(phases, UnfreezingPlan) else max(phase.epochs for phase in phases)
+
+
+def _phases(phases: Sequence[Phase] | UnfreezingPlan, groups: int) -> Sequence[Phase]:
+    return phases_of(phases, groups=groups) if isinstance(phases, UnfreezingPlan) else phases
+
+
+def _kept(budget: Budget) -> list[str]:
+    return [name for name in (TUNING, CLASSIFIER) if budget.keeps(name)]
+
+
+# --- in words -------------------------------------------------------------------------------------------------------
+
+
+def described(plan: Plan, sizes: Sizes, costs: Costs, config: TrainConfig, budget: Budget) -> str:
+    """What was chosen, beside what the settings ask for at most."""
+    tuning = _counted(plan.config.tune.training.phases, config.tune.training.phases)
+    classifier = _counted(plan.config.classify.phases, config.classify.phases)
+    texts = f"{plan.unlabelled:,} of {plan.of:,} unlabelled texts beside" if plan.of else "no unlabelled texts beside"
+    a_token = costs.tuning_a_token(sizes.vocabulary.at(sizes.tokens(plan.unlabelled)))
+    kept = _kept(budget)
+    stays = f"; {' and '.join(kept)} {'stays' if len(kept) == 1 else 'stay'} as set" if kept else ""
+    return (
+        f"for {plan.minutes:g} minutes: {texts} the {sizes.labelled:,} labelled; epochs of tuning: {tuning}, of the "
+        f"classifier: {classifier}; about {in_words(plan.seconds)} at {1 / a_token:,.0f} tokens/s tuning and "
+        f"{1 / costs.classifying:,.0f} classifying{stays}"
+    )
+
+
+def in_words(seconds: float) -> str:
+    """`41 seconds` or `3.6 minutes`."""
+    return f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
+
+
+def _counted(chosen: Sequence[Phase] | UnfreezingPlan, most: Sequence[Phase] | UnfreezingPlan) -> str:
+    """`1 + 4 of 2 + 8`, phase by phase, or `2 + 8` where those are all."""
+    few, many = (
+        str(phases.epochs) if isinstance(phases, UnfreezingPlan) else " + ".join(str(phase.epochs) for phase in phases)
+        for phases in (chosen, most)
+    )
+    return few if few == many else f"{few} of {many}"

@@ -1,0 +1,75 @@
+"""Some of many texts, drawn by chance: a look at how much there is, and a part of it as a file."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from ulmfit.text.formats import BATCH_ROWS
+from ulmfit.text.parts import renamed_when_whole
+from ulmfit.text.sources import Record, read_records
+
+_SAMPLED, _SAMPLED_CHARACTERS, _LONGEST = 2_000, 1_000_000, 10_000
+"""a look keeps no more documents, no more characters, and no more of each document"""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How much text there is, and some of it."""
+
+    documents: int = 0
+    characters: int = 0
+    sample: tuple[Record, ...] = ()
+    """drawn by chance; long texts are cut"""
+
+
+def look_at(records: Iterable[Record], *, seed: int) -> Look:
+    """Read all, once; memory holds the sample alone (reservoir sampling, Vitter 1985, algorithm R)."""
+    dice = random.Random(seed)
+    sample: list[Record] = []
+    documents = characters = 0
+    for record in records:
+        characters += len(record.text)
+        place = documents if documents < _SAMPLED else dice.randrange(documents + 1)
+        documents += 1
+        if place < _SAMPLED:
+            kept = replace(record, text=record.text[:_LONGEST])
+            sample[place : place + 1] = [kept]
+    dice.shuffle(sample)
+    few, size = [], 0
+    for record in sample:
+        few.append(record)
+        size += len(record.text)
+        if size >= _SAMPLED_CHARACTERS:
+            break
+    return Look(documents, characters, tuple(few))
+
+
+def drawn(count: int, of: int, *, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Which documents are drawn, sorted; of the same many and with the same seed, fewer are among more."""
+    return np.sort(np.random.default_rng([seed, 0xD4A3]).permutation(of)[:count])
+
+
+def write_drawn(paths: Sequence[Path], out: Path, *, count: int, of: int, seed: int, text_column: str) -> None:
+    """The drawn documents of the `of` that these files hold, as a parquet file, in their order."""
+    chosen = iter(drawn(count, of, seed=seed).tolist())
+    schema = pa.schema([(text_column, pa.string())])
+    with renamed_when_whole(out) as file, pa.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        texts: list[str] = []
+        following = next(chosen, None)
+        for number, record in enumerate(read_records(paths, text_column=text_column)):
+            if number != following:
+                continue
+            following = next(chosen, None)
+            texts.append(record.text)
+            if len(texts) == BATCH_ROWS or following is None:
+                writer.write_table(pa.table([texts], schema=schema))
+                texts = []
+            if following is None:
+                break

@@ -1,0 +1,203 @@
+"""A plan fits by its own estimate, grows with the minutes, and is never more than the settings."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ulmfit.config import ClassifySettings, TrainConfig, UnfreezingPlan
+from ulmfit.errors import ConfigError
+from ulmfit.learning.budget import (
+    SAFETY,
+    TEXT_STEP,
+    Budget,
+    Costs,
+    Sizes,
+    Vocabulary,
+    choose,
+    described,
+    seconds_of,
+    shrunk,
+)
+from ulmfit.presets import classify_preset, tune_preset
+
+COSTS = Costs(reading=1e-6, tuning=2e-4, softmax=1e-8, classifying=4e-4, head=2e-4, saving=0.5, fixed=2.0)
+SIZES = Sizes(
+    labelled=300,
+    labelled_tokens=80_000,
+    unlabelled=5_000,
+    unlabelled_tokens=1_300_000,
+    vocabulary=Vocabulary(size=8_000, tokens=80_000, exponent=0.5, limit=60_000),
+    groups=5,
+)
+QUICK = TrainConfig(tune=tune_preset("quick"), classify=classify_preset("quick", labelled=300))
+PAPER = TrainConfig(tune=tune_preset("paper"), classify=classify_preset("paper", labelled=25_000))
+
+
+def plan(minutes, config=QUICK, *, costs=COSTS, sizes=SIZES, keep=(), spent=0.0):
+    return choose(costs, sizes, config, Budget(minutes, keep=keep), spent=spent)
+
+
+def epochs(config):
+    phases = config.classify.phases
+    classifier = (phases.epochs,) if isinstance(phases, UnfreezingPlan) else tuple(phase.epochs for phase in phases)
+    return tuple(phase.epochs for phase in config.tune.training.phases), classifier
+
+
+def test_the_seconds_are_tokens_by_their_costs():
+    config = QUICK.override({"run.direction": "both", "classify.valid_share": 0.1, "run.checkpoint_minutes": 1e9})
+    seconds = seconds_of(1_000, config, COSTS, SIZES)
+    tokens = 80_000 + 260_000
+    words = 8_000 * math.sqrt(tokens / 80_000)
+    assert seconds.tuning == pytest.approx(2 * 2 * tokens * (2e-4 + 1e-8 * words))
+    # Two epochs of the head and eight of all layers, on nine tenths; the tenth held out is only read.
+    assert seconds.classifying == pytest.approx(2 * 80_000 * (2 * 2e-4 + 8 * (0.9 * 4e-4 + 0.1 * 2e-4)))
+    # In each direction: a best model an epoch, a checkpoint a stage, two results written and read back.
+    models = 2 * (2 + 10 + 2 + 4)
+    assert seconds.other == pytest.approx((tokens + 80_000) * 1e-6 + models * 0.5 + 2.0)
+
+
+def test_a_vocabulary_grows_with_a_power_of_the_text_up_to_its_limit():
+    vocabulary = Vocabulary(size=1_000, tokens=100.0, exponent=0.5, limit=5_000)
+    assert [vocabulary.at(tokens) for tokens in (25, 100, 400, 1e9)] == [500, 1_000, 2_000, 5_000]
+
+
+def test_checkpoints_by_the_clock_are_counted():
+    seldom, often = (
+        seconds_of(0, QUICK.override({"run.checkpoint_minutes": minutes}), COSTS, SIZES) for minutes in (2.0, 1.0)
+    )
+    minutes = (seldom.tuning + seldom.classifying) / 60
+    assert often.other - seldom.other == pytest.approx((minutes - minutes / 2) * 3 * 0.5)
+
+
+@pytest.mark.parametrize("config", [QUICK, PAPER, QUICK.override({"run.direction": "both"})])
+@pytest.mark.parametrize("minutes", [5, 10, 20, 60, 1_000])
+def test_the_plan_fits_what_is_left_by_its_own_estimate(config, minutes):
+    chosen = plan(minutes, config, spent=10.0)
+    expected = seconds_of(chosen.unlabelled, chosen.config, COSTS, SIZES).total
+    assert chosen.seconds == pytest.approx(expected, abs=0.1)
+    assert expected <= SAFETY * (60 * minutes - 10)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    minutes=st.tuples(st.floats(3, 100), st.floats(3, 100)).map(sorted),
+    tuning=st.floats(1e-6, 1e-3),
+    classifying=st.floats(1e-6, 1e-3),
+    unlabelled=st.integers(0, 20_000),
+    paper=st.booleans(),
+)
+def test_more_minutes_never_mean_less(minutes, tuning, classifying, unlabelled, paper):
+    costs = replace(COSTS, tuning=tuning, classifying=classifying, head=classifying / 3)
+    sizes = replace(SIZES, unlabelled=unlabelled, unlabelled_tokens=260.0 * unlabelled)
+    config = PAPER if paper else QUICK
+    try:
+        fewer = plan(minutes[0], config, costs=costs, sizes=sizes)
+    except ConfigError:
+        return
+    more = plan(minutes[1], config, costs=costs, sizes=sizes)
+    assert more.unlabelled >= fewer.unlabelled
+    for few, many, most in zip(*(epochs(chosen) for chosen in (fewer.config, more.config, config)), strict=True):
+        assert all(1 <= a <= b <= c for a, b, c in zip(few, many, most, strict=True))
+
+
+@pytest.mark.parametrize("config", [QUICK, PAPER])
+def test_with_time_enough_the_settings_are_done_in_full(config):
+    chosen = plan(1e6, config)
+    assert (chosen.unlabelled, chosen.of) == (5_000, 5_000)
+    assert chosen.config == config
+
+
+def test_nothing_but_epochs_is_changed():
+    chosen = plan(6).config
+    assert chosen != QUICK
+    assert epochs(chosen) < epochs(QUICK)
+    assert (
+        chosen.override(
+            {
+                "tune.training.phases": [phase.model_dump() for phase in QUICK.tune.training.phases],
+                "classify.phases": [phase.model_dump() for phase in QUICK.classify.phases],
+            }
+        )
+        == QUICK
+    )
+
+
+def test_little_text_is_read_once_and_more_text_comes_after_the_epochs():
+    plans = [plan(minutes / 10) for minutes in range(16, 400)]
+    once = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (1,)]
+    twice = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (2,)]
+    # 120,000 tokens of unlabelled text make 200,000 with those of the labelled.
+    enough = round(120_000 / 260)
+    assert min(once) < 100 and max(once) <= enough * TEXT_STEP + 10
+    assert enough <= min(twice) < 2 * enough and max(twice) > 4_000
+
+
+def test_where_there_is_no_more_text_the_little_there_is_is_read_again():
+    sizes = replace(SIZES, unlabelled=0, unlabelled_tokens=0.0)
+    assert epochs(plan(2, sizes=sizes).config)[0] == (2,)
+
+
+def test_both_stages_get_about_the_same_time_until_one_has_all_it_can_use():
+    for minutes in (6, 8, 10, 12):
+        chosen = plan(minutes)
+        seconds = seconds_of(chosen.unlabelled, chosen.config, COSTS, SIZES)
+        an_epoch = 80_000 * 4e-4
+        assert 0 < chosen.unlabelled < 5_000
+        assert abs(seconds.tuning - seconds.classifying) <= an_epoch + 0.05 * seconds.tuning
+
+
+def test_what_is_given_by_hand_stays():
+    chosen = plan(9, keep=["classify.phases"])
+    assert epochs(chosen.config)[1] == (2, 8)
+    assert epochs(plan(9).config)[1] < (2, 8)
+    for keep in ("tune", "tune.training", "tune.training.phases"):
+        assert epochs(plan(2, keep=[keep]).config)[0] == (2,)
+        with pytest.raises(ConfigError):
+            plan(1.7, keep=[keep])
+    assert epochs(plan(1.7, keep=["tune.training.window"]).config)[0] == (1,)
+
+
+def test_too_few_minutes_are_an_error_that_names_the_least_that_would_do():
+    with pytest.raises(
+        ConfigError, match=r"^--minutes 1: too few for an epoch of each phase on the 300 labelled"
+    ) as few:
+        plan(1, spent=10)
+    least = float(str(few.value).rsplit(" ", 1)[1])
+    assert epochs(plan(least, spent=10).config)[0] == (1,)
+    with pytest.raises(ConfigError):
+        plan(least - 0.11, spent=10)
+    with pytest.raises(ConfigError, match="the least that would do here, with the phases as you set them, is"):
+        plan(1, keep=["classify"])
+
+
+@pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])
+def test_minutes_are_some_and_not_for_ever(minutes):
+    with pytest.raises(ConfigError, match=r"--minutes .*: expected more than none"):
+        Budget(minutes)
+
+
+def test_a_named_plan_of_unfreezing_has_fewer_epochs_at_its_end():
+    gradual = UnfreezingPlan(plan="gradual", rate=0.01, epochs=6)
+    config = QUICK.model_copy(update={"classify": ClassifySettings(phases=gradual)})
+    found = {plan(minutes, config).config.classify.phases for minutes in range(5, 30)}
+    assert {phases.model_copy(update={"epochs": 6}) for phases in found} == {gradual}
+    assert {phases.epochs for phases in found} >= {2, 4, 6}
+
+
+def test_phases_shrink_in_proportion_and_keep_an_epoch():
+    phases = PAPER.classify.phases
+    assert [phase.epochs for phase in shrunk(phases, 2)] == [1, 1, 1, 2]
+    assert shrunk(phases, 5) == phases
+    assert [phase.epochs for phase in shrunk(QUICK.classify.phases, 5)] == [1, 5]
+
+
+def test_the_choice_is_told_beside_what_it_was_made_of():
+    chosen = plan(9, keep=["tune.training.phases"])
+    told = described(chosen, SIZES, COSTS, QUICK, Budget(9, keep=["tune.training.phases"]))
+    last = epochs(chosen.config)[1]
+    assert told.startswith(f"for 9 minutes: {chosen.unlabelled:,} of 5,000 unlabelled texts beside the 300 labelled; ")
+    assert f"epochs of tuning: 2, of the classifier: {last[0]} + {last[1]} of 2 + 8; " in told
+    assert told.endswith("2,500 classifying; tune.training.phases stays as set")
