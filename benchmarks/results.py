@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Outcome, ratio, spread
+from benchmarks.sides import PROJECT
 from benchmarks.works import Work
 
 FORMAT, VERSION = "ulmfit-benchmarks", 1
@@ -20,6 +21,7 @@ def entry(work: Work, outcomes: dict[str, Outcome], *, run: dict[str, Any]) -> d
     sides: dict[str, Any] = {}
     for name, outcome in outcomes.items():
         values = {key: value for key, value in asdict(outcome).items() if value not in (None, {}, [])}
+        values["settings"] = {key: _within_project(value) for key, value in outcome.settings.items()}
         sides[name] = values | ({} if outcome.error else {"rate": spread(outcome.rates())})
     ratios = {}
     if outcomes[OURS].error is None:
@@ -37,6 +39,11 @@ def entry(work: Work, outcomes: dict[str, Outcome], *, run: dict[str, Any]) -> d
         "sides": sides,
         "ratio": ratios,
     }
+
+
+def _within_project(value: Any) -> Any:
+    """A path of this machine as one of the project; anything else as it is."""
+    return value.removeprefix(f"{PROJECT}/") if isinstance(value, str) else value
 
 
 def read(path: Path) -> list[dict[str, Any]]:

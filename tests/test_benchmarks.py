@@ -39,6 +39,12 @@ def test_a_rate_is_the_units_of_all_repeats_over_their_seconds() -> None:
     assert outcome(4.0, 5.0).rates() == [5.0, 4.0]
 
 
+def test_a_result_names_paths_as_the_project_s_own_and_no_machine_s() -> None:
+    ours = Outcome({"folder": str(PROJECT / "build" / "data"), "batch": 4}, repeat=2, units=1.0, seconds=[1.0])
+    kept = entry(work(), {"ulmfit": ours}, run={})["sides"]["ulmfit"]["settings"]
+    assert kept == {"folder": "build/data", "batch": 4}
+
+
 def test_spread_is_median_and_extremes() -> None:
     assert spread([3.0, 9.0, 1.0, 4.0]) == {"median": 3.5, "low": 1.0, "high": 9.0}
 
