@@ -20,19 +20,6 @@ def weights_of(layer):
     return LstmWeights(layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0)
 
 
-def by_equations(inputs, state, weights):
-    """Hochreiter & Schmidhuber with forget gates, one step after another."""
-    hidden, cell = state[0][0], state[1][0]
-    outputs = []
-    for step in inputs:
-        gates = step @ weights.input_weight.T + weights.input_bias + hidden @ weights.hidden_weight.T
-        input_gate, forget_gate, candidate, output_gate = (gates + weights.hidden_bias).chunk(4, dim=1)
-        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
-        hidden = output_gate.sigmoid() * cell.tanh()
-        outputs.append(hidden)
-    return torch.stack(outputs), (hidden.unsqueeze(0), cell.unsqueeze(0))
-
-
 @pytest.mark.parametrize("with_state", [False, True])
 def test_equals_torch_forward_and_backward(layer, with_state):
     inputs = torch.randn(TIME, BATCH, INPUTS, requires_grad=True)
@@ -46,10 +33,12 @@ def test_equals_torch_forward_and_backward(layer, with_state):
         torch.testing.assert_close(ours, reference)
 
 
-def test_equals_the_equations(layer):
+def test_equals_the_equations(layer, lstm_by_equations):
     inputs = torch.randn(TIME, BATCH, INPUTS)
     state = (torch.randn(1, BATCH, HIDDEN), torch.randn(1, BATCH, HIDDEN))
-    torch.testing.assert_close(lstm(inputs, state, weights_of(layer)), by_equations(inputs, state, weights_of(layer)))
+    torch.testing.assert_close(
+        lstm(inputs, state, weights_of(layer)), lstm_by_equations(inputs, state, weights_of(layer))
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2])

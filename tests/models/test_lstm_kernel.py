@@ -15,25 +15,12 @@ from ulmfit.models.lstm_kernel import lstm_by_kernel, suits
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="the Triton kernel runs on CUDA alone")
 
 
-def by_equations(inputs, state, weights):
-    """Hochreiter & Schmidhuber with forget gates, one step after another."""
-    hidden, cell = state
-    outputs = []
-    for step in inputs:
-        gates = step @ weights.input_weight.T + weights.input_bias + hidden @ weights.hidden_weight.T
-        input_gate, forget_gate, candidate, output_gate = (gates + weights.hidden_bias).chunk(4, dim=1)
-        cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
-        hidden = output_gate.sigmoid() * cell.tanh()
-        outputs.append(hidden)
-    return torch.stack(outputs), hidden, cell
-
-
 @NEEDS_CUDA
 @pytest.mark.parametrize(
     ("time", "batch", "inputs", "hidden"),
     [(1, 1, 16, 16), (7, 5, 24, 40), (20, 64, 400, 1152), (20, 50, 1152, 400), (9, 100, 400, 1152), (5, 200, 64, 1152)],
 )
-def test_the_kernel_equals_the_equations_forward_and_backward(time, batch, inputs, hidden):
+def test_the_kernel_equals_the_equations_forward_and_backward(lstm_by_equations, time, batch, inputs, hidden):
     torch.manual_seed(0)
     layer = nn.LSTM(inputs, hidden).cuda().bfloat16()
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -47,13 +34,9 @@ def test_the_kernel_equals_the_equations_forward_and_backward(time, batch, input
             for tensor in (given, *state, *(getattr(layer, name) for name in names))
         ]
         weights = LstmWeights(*leaves[3:])
-        if dtype == torch.float64:
-            found = by_equations(leaves[0], leaves[1:3], weights)
-        else:
-            outputs, (last_hidden, last_cell) = lstm_by_kernel(
-                leaves[0], (leaves[1].unsqueeze(0), leaves[2].unsqueeze(0)), weights
-            )
-            found = outputs, last_hidden[0], last_cell[0]
+        read = lstm_by_equations if dtype == torch.float64 else lstm_by_kernel
+        outputs, (last_hidden, last_cell) = read(leaves[0], (leaves[1].unsqueeze(0), leaves[2].unsqueeze(0)), weights)
+        found = outputs, last_hidden[0], last_cell[0]
         gradients = torch.autograd.grad(found, leaves, [flow.to(dtype) for flow in flows])
         results.append([*found, *gradients])
     for reference, ours in zip(*results, strict=True):

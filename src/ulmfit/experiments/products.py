@@ -6,13 +6,12 @@ loses no more than a checkpoint's time.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from ulmfit.learning.reading import classify_documents
 from ulmfit.learning.setting import Setting
 from ulmfit.pipeline import train_classifier, tune_language_model
 from ulmfit.run_folder import RunFolder
-from ulmfit.text.parts import output_errors, renamed_when_whole
+from ulmfit.text.parts import locked, output_errors, renamed_when_whole
 from ulmfit.text.sources import read_records
 from ulmfit.training.distributed import ALONE
 from ulmfit.training.events import Report, silent
@@ -87,14 +86,10 @@ class Shelf:
 
     @contextmanager
     def alone(self, key: str) -> Iterator[None]:
-        """Be the only process that makes this product; the system drops the lock with the process."""
-        place = self.folder / "locks" / key
-        with output_errors(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file = place.open("w", encoding="utf-8")
-        with file:
+        """Be the only process that makes this product."""
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if self.wait else fcntl.LOCK_NB))
+                stack.enter_context(locked(self.folder / "locks" / key, wait=self.wait))
             except BlockingIOError:
                 raise Busy(key) from None
             yield

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +22,7 @@ from ulmfit.curves import CURVE, can_draw, draw_perplexity
 from ulmfit.models.encoder import LayerGroup
 from ulmfit.run_folder import PROFILE, RunFolder, open_run
 from ulmfit.text.corpus import Corpus, build_corpus
-from ulmfit.text.parts import output_errors
+from ulmfit.text.parts import locked
 from ulmfit.text.sources import source_files
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import Processes, joined
@@ -69,15 +68,8 @@ class Setting:
 
     @contextmanager
     def alone(self, path: Path) -> Iterator[None]:
-        """Wait until no other run works on this shared path; the system drops the lock with the process."""
-        if self.corpora is None:
-            yield
-            return
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = path.with_name(f".{path.name}.lock").open("w", encoding="utf-8")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        """Wait until no other run works on this shared path."""
+        with nullcontext() if self.corpora is None else locked(path.with_name(f".{path.name}.lock")):
             yield
 
     def corpus(

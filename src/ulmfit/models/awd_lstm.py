@@ -111,7 +111,7 @@ class AwdLstm(nn.Module):
             with streams.at(depth):
                 if depth > 0:
                     outputs = streams.lift(outputs, depth)
-                    outputs = locked_dropout(outputs, dropouts.hidden, training=self.training, window=window)
+                    outputs = locked_dropout(outputs, dropouts.hidden, training=training, window=window)
                 before = None if state is None else (state[2 * depth], state[2 * depth + 1])
                 outputs, (hidden, cell) = lstm(outputs, before, layer)
             after += [hidden, cell]

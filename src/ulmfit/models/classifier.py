@@ -224,30 +224,25 @@ class Classifier(nn.Module):
         lengths: Tensor,
         *,
         dtype: torch.dtype = torch.float32,
-        weights: Any = None,
-        window: int | None = None,
         with_language_model: bool = False,
         pooled: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] = lambda pooled: pooled,
     ) -> Classified:
         """Read tokens (time, batch), padded on the right, lengths (batch,) on the CPU.
 
-        `weights` as for `encode_documents`; `window` in place of the config's where no gradients flow. Where these are
-        a share of a batch, `gather` makes the whole batch's pooled rows of the share's: the head classifies all of
-        them, so that its BatchNorm sees what it would see in one process. Where `pooled` says what reading these
-        documents gives, none is read.
+        Where these are a share of a batch, `gather` makes the whole batch's pooled rows of the share's: the head
+        classifies all of them, so that its BatchNorm sees what it would see in one process. Where `pooled` says what
+        reading these documents gives, none is read.
         """
         if pooled is not None:
-            nothing = pooled.new_zeros(())
-            return Classified(self.head(gather(pooled)), nothing, 0)
+            return Classified(self.head(gather(pooled)), pooled.new_zeros(()), 0)
         encoded = encode_documents(
             self.encoder,
             tokens,
             lengths,
-            window=window or self.config.window,
+            window=self.config.window,
             horizon=self.config.horizon,
             dtype=dtype,
-            weights=weights,
             decoder_bias=self.decoder_bias if with_language_model else None,
         )
         predicted = encoded.predicted_tokens

@@ -239,6 +239,22 @@ def renamed_when_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of this file, made if need be; the system drops it with the process, however it ends.
+
+    Where another process holds it, wait, or raise BlockingIOError.
+    """
+    import fcntl
+
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w", encoding="utf-8")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+@contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
     """A refusal of the operating system (a full disk, no permission) becomes one line."""
     try:
