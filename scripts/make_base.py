@@ -30,7 +30,7 @@ def main() -> None:
     models = {direction: model for part in parts for direction, model in part.models.items()}
     facts = dict(first.facts) | json.loads(arguments.facts.read_text(encoding="utf-8"))
     facts["history"] = [record for part in parts for record in part.facts["history"]]
-    facts["results"] = {}
+    facts["results"] = dict(facts.get("results", {}))
     with tempfile.TemporaryDirectory() as temporary:
         stored = Path(temporary) / "stored"
         LanguageModelBundle(config=first.config, tokenizer=first.tokenizer, models=models, facts=facts).save(

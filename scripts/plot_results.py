@@ -5,13 +5,14 @@ Needs matplotlib (`pip install 'ulmfit[plots]'`).
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-STYLES = ("-", "--", ":", "-.")
+STYLES = [(line, marker) for marker in "os^D" for line in ("-", "--", ":", "-.")]
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 3.6), squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         most = 0
-        for style, (name, run) in zip(STYLES, runs.items(), strict=False):
+        for (line, marker), (name, run) in zip(itertools.cycle(STYLES), runs.items(), strict=False):
             records = [record for record in run["epochs"] if record["stage"].startswith(kind)]
             if not records:
                 continue
@@ -30,7 +31,7 @@ def main() -> None:
             values = [100 * (1 - record["accuracy"]) if error else record["perplexity"] for record in records]
             epochs = range(1, len(values) + 1)
             most = max(most, len(values))
-            axis.plot(epochs, values, style, color="black", marker="o", markersize=3, label=name)
+            axis.plot(epochs, values, line, color="black", marker=marker, markersize=3, label=name)
         axis.set_title(kind)
         axis.set_xlabel("epoch")
         axis.set_ylabel("held-out error, %" if error else "held-out perplexity")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -40,9 +41,12 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
         ids, rows = zip(*ctx.gradients, strict=True)
         ctx.gradients.clear()
-        return None, torch.sparse_coo_tensor(
-            torch.cat(ids).unsqueeze(0), torch.cat(rows), ctx.shape, check_invariants=False
-        )
+        with warnings.catch_warnings():  # PyTorch 2.11 warns, once, that it leaves unchecked what is right as made here
+            warnings.filterwarnings("ignore", message="Sparse invariant checks")
+            gradient = torch.sparse_coo_tensor(
+                torch.cat(ids).unsqueeze(0), torch.cat(rows), ctx.shape, check_invariants=False
+            )
+        return None, gradient
 
 
 class _Rows(torch.autograd.Function):
