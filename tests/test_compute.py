@@ -1,13 +1,15 @@
 """The device and the numbers are those that PyTorch itself says are there."""
 
 import json
+import platform
+import resource
 import sys
 import threading
 
 import pytest
 import torch
 
-from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype, hardware, in_threads
+from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype, hardware, in_threads, memory_kept
 from ulmfit.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -134,3 +136,22 @@ def test_what_is_raised_in_a_thread_is_raised_here(threads):
         with pytest.raises(ValueError, match="item 2"):
             in_threads(work, [1, 2])
         assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_memory_that_is_kept_is_not_asked_for_again_and_given_back_in_the_end():
+    def pages_touched():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**25)  # 128 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with memory_kept():
+        first, second = pages_touched(), pages_touched()
+    afterwards = pages_touched()
+    assert second < 1000 < min(first, afterwards)
+
+
+def test_without_glibc_memory_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ulmfit.compute.ctypes.CDLL", lambda name: object())
+    with memory_kept():
+        pass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,9 @@ from ulmfit.config import Precision, PredictionPrecision
 from ulmfit.errors import ConfigError
 
 Item = TypeVar("Item")
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""of free memory given back to the system, and of blocks that come from there one by one: from glibc's malloc.h"""
 
 
 def choose_device(name: str) -> torch.device:
@@ -91,7 +96,7 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 def in_threads(work: Callable[[Item], None], items: Sequence[Item]) -> None:
-    """Do the work of each item in a thread of its own, whose tensor operations do not split further.
+    """Do the work of each item in a thread of its own, which has its part of PyTorch's threads for its operations.
 
     For work that is independent: threads that share one small operation wait for each other at its end. PyTorch keeps
     the count of each thread by itself, and one for the threads to come, which is put back. An exception is raised here.
@@ -100,11 +105,35 @@ def in_threads(work: Callable[[Item], None], items: Sequence[Item]) -> None:
         work(items[0])
         return
     before = torch.get_num_threads()
+    each = max(1, before // len(items))
     try:
-        with ThreadPoolExecutor(len(items), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(len(items), initializer=torch.set_num_threads, initargs=(each,)) as pool:
             list(pool.map(work, items))
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Inside, what is freed stays with the process, to be used again: training asks for the same sizes in every step.
+
+    glibc would give large blocks back to the system, which clears each page anew. Where there is another C library
+    nothing changes. Afterwards all that is free is given back.
+    """
+    try:
+        change, give_back = (getattr(ctypes.CDLL(None), name) for name in ("mallopt", "malloc_trim"))
+    except (AttributeError, OSError, TypeError):  # another library; a system that has no such names
+        yield
+        return
+    change(_MMAP_THRESHOLD, 2**30)
+    change(_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:
+        # The most that glibc's own, moving thresholds come to; once set they stand still.
+        change(_MMAP_THRESHOLD, 2**25)
+        change(_TRIM_THRESHOLD, 2**26)
+        give_back(0)
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

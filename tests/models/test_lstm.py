@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from ulmfit.models.lstm import for_one_step, lstm, lstm_with_bias_column
-from ulmfit.models.lstm_products import LstmWeights, SharedWeights, _weights_pack, lstm_by_products
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights, _weights_pack
+from ulmfit.models.lstm_stack import lstm_by_products
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
 

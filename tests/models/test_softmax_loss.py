@@ -53,6 +53,16 @@ def test_equals_the_plain_loss_with_a_ragged_last_chunk(ignored, scale):
     torch.testing.assert_close(ours, loss_and_gradients(plain, tensors, targets, scale=scale))
 
 
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.usefixtures("small_chunks")
+def test_threads_with_chunks_of_their_own_come_to_the_plain_loss_and_always_the_same(threads, count):
+    tensors, targets = problem()
+    with threads(count):
+        ours, again = (loss_and_gradients(linear_cross_entropy, tensors, targets) for _ in range(2))
+    torch.testing.assert_close(ours, again, rtol=0, atol=0)
+    torch.testing.assert_close(ours, loss_and_gradients(plain, tensors, targets))
+
+
 @pytest.mark.parametrize("learning", list(itertools.product([False, True], repeat=3))[1:])
 @pytest.mark.usefixtures("small_chunks")
 def test_only_what_learns_gets_a_gradient_and_the_right_one(learning):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
-from ulmfit.compute import choose_dtype, hardware
+from ulmfit.compute import choose_dtype, hardware, memory_kept
 from ulmfit.config import ClassifyConfig, Config, PretrainConfig, RunConfig, TrainConfig, TuneConfig
 from ulmfit.curves import CURVE, can_draw, draw_perplexity
 from ulmfit.models.encoder import LayerGroup
@@ -106,15 +106,16 @@ class Setting:
             self.report(event)
 
         watch = None if self.profile is None else Stopwatch(self.device)
-        run_stage(
-            stage,
-            folder=checkpoints,
-            resume=self.resume,
-            checkpoint_seconds=self.run.checkpoint_minutes * 60,
-            report=note,
-            processes=self.processes,
-            lap=watch or untimed,
-        )
+        with memory_kept() if self.device.type == "cpu" else nullcontext():
+            run_stage(
+                stage,
+                folder=checkpoints,
+                resume=self.resume,
+                checkpoint_seconds=self.run.checkpoint_minutes * 60,
+                report=note,
+                processes=self.processes,
+                lap=watch or untimed,
+            )
         parts = None if watch is None else watch.seconds()
         self.tell(StageEnded(stage.name, time.monotonic() - clock, parts))
 

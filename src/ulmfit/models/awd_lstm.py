@@ -12,11 +12,12 @@ from torch.nn import functional
 from ulmfit.config import EncoderConfig
 from ulmfit.int8_rows import quantise_rows
 from ulmfit.models.cuda_streams import LayerStreams
-from ulmfit.models.dropout import embed, locked_dropout, weight_dropout
+from ulmfit.models.dropout import embed, locked_dropout, locked_mask, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import BLOCK_ROWS, Int8LstmWeights, gates_workspace, int8_lstm, quantise_lstm
 from ulmfit.models.lstm import for_one_step, launches_once, lstm
 from ulmfit.models.lstm_products import LstmWeights, SharedWeights
+from ulmfit.models.lstm_stack import lstm_stack
 from ulmfit.models.shared_table import SharedTable
 
 EMBEDDING_RANGE = 0.1
@@ -106,6 +107,9 @@ class AwdLstm(nn.Module):
                 table=weights.table,
             )
             outputs = locked_dropout(outputs.to(weights.dtype), dropouts.input, training=training, window=window)
+        shared = [layer for layer in weights.layers if isinstance(layer, SharedWeights)]
+        if shared:
+            return self._forward_side_by_side(outputs, state, shared, window)
         after: list[Tensor] = []
         for depth, layer in enumerate(weights.layers):
             with streams.at(depth):
@@ -118,6 +122,20 @@ class AwdLstm(nn.Module):
         end = tuple(after)
         streams.leave(tokens, end)
         return outputs, end
+
+    def _forward_side_by_side(
+        self, inputs: Tensor, state: State | None, layers: list[SharedWeights], window: int | None
+    ) -> tuple[Tensor, State]:
+        """The layers on threads of their own, to learn on a CPU."""
+        time, batch, _ = inputs.shape
+        sizes = [layer.hidden_weight.shape[1] for layer in layers]
+        if state is None:
+            state = tuple(inputs.new_zeros(1, batch, size) for size in sizes for _ in range(2))
+        rate, training = self.config.dropouts.hidden, self.training
+        masks = [
+            locked_mask(inputs, (time, batch, size), rate, training=training, window=window) for size in sizes[:-1]
+        ]
+        return lstm_stack(inputs, state, layers, [None, *masks], window=window)
 
     def _streams(self, tokens: Tensor, weights: AwdLstmWeights) -> LayerStreams:
         """Side by side where one layer alone leaves the device idle, one after the other elsewhere."""

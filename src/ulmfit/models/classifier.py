@@ -14,8 +14,9 @@ from ulmfit.config import ClassifierConfig, HeadConfig
 from ulmfit.models.encoder import Encoder, LayerGroup, State, build_encoder, detach, select_rows
 from ulmfit.models.softmax_loss import linear_cross_entropy
 
-BLOCK_STEPS, BLOCK_TOKENS = {"cuda": 210}, {"cuda": 2**17}
-"""steps that a GPU reads at once, and tokens, if they are whole windows: the host launches less"""
+BLOCK_STEPS, BLOCK_TOKENS = {"cuda": 210, "cpu": 350}, {"cuda": 2**17, "cpu": 2**13}
+"""steps that are read at once, and tokens, if they are whole windows: a GPU's host launches less, and the layers of a
+stack on a CPU wait less for each other"""
 
 
 class ConcatPool:
@@ -153,9 +154,12 @@ def _blocks(
 ) -> Iterator[tuple[int, int, int]]:
     """Start and end of the windows and the documents that reach there, `sizes` (batch,) being sorted.
 
-    On a GPU some windows go together, but none that an edge parts.
+    Some windows go together, but none that an edge parts. On a CPU, where padding is work, nor do they where a document
+    ends but in the last of them.
     """
     steps, tokens = BLOCK_STEPS.get(device.type, 1), BLOCK_TOKENS.get(device.type, 1)
+    ends = set() if device.type == "cuda" else {window * -(-int(size) // window) for size in sizes}
+    edges = ends.union(edges)
     start, time = 0, int(sizes[0])
     while start < time:
         rows = int((sizes > start).sum())

@@ -24,18 +24,33 @@ def _large_mask(like: Tensor, rate: float) -> Tensor:
     return torch.ge(entries, round(rate * 2**16) - 2**15, out=torch.empty_like(like)).div_(1 - rate)
 
 
+def locked_mask(
+    like: Tensor, shape: tuple[int, int, int], rate: float, *, training: bool, window: int | None = None
+) -> Tensor | None:
+    """What locked dropout multiplies (time, batch, size) by: a mask for all steps, (1, batch, size).
+
+    With `window`, one for each window of so many steps, (windows, batch, size). None where nothing is dropped.
+    """
+    if not training or rate == 0:
+        return None
+    time, batch, size = shape
+    windows = 1 if window is None or window >= time else -(-time // window)
+    return keep_mask(like, (windows, batch, size), rate)
+
+
 def locked_dropout(inputs: Tensor, rate: float, *, training: bool, window: int | None = None) -> Tensor:
     """Dropout with one mask for all time steps: (time, batch, size) -> the same shape.
 
     With `window`, one mask for each window of so many steps.
     """
-    if not training or rate == 0:
-        return inputs
     time, batch, size = inputs.shape
-    if window is None or window >= time:
-        return inputs * keep_mask(inputs, (1, batch, size), rate)
-    masks = keep_mask(inputs, (-(-time // window), batch, size), rate)
-    return inputs * masks.repeat_interleave(window, dim=0)[:time]
+    mask = locked_mask(inputs, (time, batch, size), rate, training=training, window=window)
+    if mask is None:
+        return inputs
+    if len(mask) > 1:
+        assert window is not None
+        mask = mask.repeat_interleave(window, dim=0)[:time]
+    return inputs * mask
 
 
 def embed(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ulmfit.models.bias_column import with_bias, with_ones
 from ulmfit.models.lstm_kernel import lstm_by_kernel, suits
-from ulmfit.models.lstm_products import LstmWeights, SharedWeights, lstm_by_products
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights
+from ulmfit.models.lstm_stack import lstm_by_products
 
 # cuDNN wants the weights in one buffer and copies them there when dropout or a cast has just made them anew: 40 MB a
 # step, nothing beside the step itself.

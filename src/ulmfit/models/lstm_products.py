@@ -1,4 +1,6 @@
-"""An LSTM layer that learns on a CPU in bfloat16: products over all steps, and the gates' arithmetic in the cache.
+"""What an LSTM layer that learns on a CPU in bfloat16 is made of; `lstm_stack` puts it together.
+
+Products over many steps, and the gates' arithmetic in the cache.
 
 oneDNN's own layer runs as fast forward; its backward pass takes about four times that.
 """
@@ -16,9 +18,10 @@ from ulmfit.models.cpu_products import added, transposed, transposed_with_ones
 
 ROWS_TO_PACK_FOR = 64
 """oneDNN orders a weight for a number of rows in the other factor; this order serves any number"""
+SLOPES_AT_ONCE = 2**18
+"""gates of as many steps as hold no more of them are worked on together going back"""
 
 Product = Callable[[Tensor, Tensor], Tensor]
-State = tuple[Tensor, Tensor]
 
 
 class LstmWeights(NamedTuple):
@@ -44,11 +47,18 @@ class SharedWeights:
     def __init__(self, weights: LstmWeights) -> None:
         self.bias = weights.input_bias + weights.hidden_bias
         self.input_weight, self.hidden_weight = weights.input_weight, weights.hidden_weight
-        self.gradients = _Gradients()
+        self.gradients = Gradients()
         self.link = _Gather.apply(self.gradients, self.input_weight, self.hidden_weight, self.bias)  # type: ignore[no-untyped-call]
         """() zero, by which autograd knows which windows the gradients of the weights wait for"""
+        self._inputs: Callable[[Tensor], Tensor] | None = None
         self._forward: Product | None = None
         self._backward: Product | None = None
+
+    def input_product(self) -> Callable[[Tensor], Tensor]:
+        """(rows, inputs) -> inputs @ input_weight.T."""
+        if self._inputs is None:
+            self._inputs = _input_product(self.input_weight.detach())
+        return self._inputs
 
     def forward_product(self) -> Product:
         """(hidden, gates) -> hidden @ hidden_weight.T + gates + bias."""
@@ -63,16 +73,19 @@ class SharedWeights:
         return self._backward
 
 
-class _Gradients:
+class Gradients:
     """Sums over a step's windows: (inputs + 8, 4 * hidden) and (hidden, 4 * hidden), the first's next rows the bias."""
 
     def __init__(self) -> None:
         self.of_inputs: Tensor | None = None
         self.of_hidden: Tensor | None = None
 
-    def add(self, gates: Tensor, inputs: Tensor, hidden: Tensor) -> None:
-        """Gradients of a window's gates (rows, 4 * hidden), and what went into them (rows, size)."""
+    def add_inputs(self, gates: Tensor, inputs: Tensor) -> None:
+        """A window's gradients of its gates (rows, 4 * hidden), and its inputs (rows, size)."""
         self.of_inputs = added(self.of_inputs, transposed_with_ones(inputs) @ gates)
+
+    def add_hidden(self, gates: Tensor, hidden: Tensor) -> None:
+        """The same for the hidden vectors that went into the gates, (rows, hidden)."""
         self.of_hidden = added(self.of_hidden, transposed(hidden) @ gates)
 
 
@@ -80,7 +93,7 @@ class _Gather(torch.autograd.Function):
     """Gives the weights, when all windows have gone back, the gradients that these have left."""
 
     @staticmethod
-    def forward(ctx: Any, gradients: _Gradients, input_weight: Tensor, hidden_weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, gradients: Gradients, input_weight: Tensor, hidden_weight: Tensor, bias: Tensor) -> Tensor:
         ctx.gradients, ctx.inputs = gradients, input_weight.shape[1]
         ctx.dtype = input_weight.dtype
         return input_weight.new_zeros(())
@@ -99,80 +112,35 @@ class _Gather(torch.autograd.Function):
         )
 
 
-def lstm_by_products(inputs: Tensor, state: State, weights: LstmWeights | SharedWeights) -> tuple[Tensor, State]:
-    """(time, batch, inputs) -> outputs (time, batch, hidden) and (h, c), each (1, batch, hidden), as `nn.LSTM`.
+def through_time(hiddens: Tensor, cells: Tensor, gates: Tensor, recurrent: Product, *, kept: Tensor | None) -> None:
+    """Some steps forward: fills in all of `hiddens` and `cells` (time + 1, batch, hidden) but the first of each.
 
-    Whatever does not wait for the step before it is gathered in products over all steps: the inputs' part of the gates
-    going forward, and all gradients of weights and inputs going back. Gradients can be asked for once.
+    `gates` (time, batch, 4 * hidden) is what the inputs add to the gates. What the nonlinearities make of the sums is
+    left in `kept`, of the same shape, for `back_through_time`.
+
+    What one time step reads and writes fits the processor's cache, so the gates' arithmetic is done step by step. It is
+    in float32, where PyTorch's loops are twice as fast as in bfloat16 and up to sixty times as fast as over a mixture
+    of the two. Cells are in float32; gates and hidden vectors in the dtype of the products.
     """
-    shared = weights if isinstance(weights, SharedWeights) else SharedWeights(weights)
-    outputs, hidden, cell = _LstmByProducts.apply(  # type: ignore[no-untyped-call]
-        inputs, state[0][0], state[1][0], shared.link, shared
-    )
-    return outputs, (hidden.unsqueeze(0), cell.unsqueeze(0))
+    size = cells.shape[2]
+    working = torch.empty_like(gates[0], dtype=cells.dtype)
+    entry, forget, candidate, exit_ = working.chunk(4, 1)
+    entry_and_forget = working[:, : 2 * size]
+    squashed = torch.empty_like(cells[0])
+    hidden_of, cell_of = hiddens.unbind(), cells.unbind()
+    kept_of = None if kept is None else kept.unbind()
+    for step, gate in enumerate(gates.unbind()):
+        working.copy_(recurrent(hidden_of[step], gate))
+        entry_and_forget.sigmoid_()
+        candidate.tanh_()
+        exit_.sigmoid_()
+        if kept_of is not None:
+            kept_of[step].copy_(working)
+        torch.mul(cell_of[step], forget, out=cell_of[step + 1]).addcmul_(entry, candidate)
+        hidden_of[step + 1].copy_(torch.tanh(cell_of[step + 1], out=squashed).mul_(exit_))
 
 
-class _LstmByProducts(torch.autograd.Function):
-    """What one time step reads and writes fits the processor's cache, so the gates' arithmetic is done step by step.
-
-    It is in float32, where PyTorch's loops are twice as fast as in bfloat16 and up to sixty times as fast as over a
-    mixture of the two. Cells stay in float32; gates and outputs are kept in the dtype of the inputs.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, hidden: Tensor, cell: Tensor, link: Tensor, shared: SharedWeights
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        time, batch, _ = inputs.shape
-        size = shared.hidden_weight.shape[1]
-        gates = (inputs.flatten(0, 1) @ shared.input_weight.t()).view(time, batch, 4 * size)
-        hiddens = inputs.new_empty(time + 1, batch, size)
-        wide = torch.promote_types(inputs.dtype, torch.float32)
-        cells = inputs.new_empty(time + 1, batch, size, dtype=wide)
-        hiddens[0], cells[0] = hidden, cell
-        recurrent = shared.forward_product()
-        working = inputs.new_empty(batch, 4 * size, dtype=wide)
-        entry, forget, candidate, exit_ = working.chunk(4, 1)
-        entry_and_forget = working[:, : 2 * size]
-        squashed = torch.empty_like(cells[0])
-        hidden_of, cell_of = hiddens.unbind(), cells.unbind()
-        learning = any(ctx.needs_input_grad)
-        for step, gate in enumerate(gates.unbind()):
-            working.copy_(recurrent(hidden_of[step], gate))
-            entry_and_forget.sigmoid_()
-            candidate.tanh_()
-            exit_.sigmoid_()
-            if learning:
-                gate.copy_(working)
-            torch.mul(cell_of[step], forget, out=cell_of[step + 1]).addcmul_(entry, candidate)
-            hidden_of[step + 1].copy_(torch.tanh(cell_of[step + 1], out=squashed).mul_(exit_))
-        ctx.save_for_backward(inputs, shared.input_weight, gates, hiddens, cells)
-        ctx.shared = shared
-        return hiddens[1:], hiddens[-1].clone(), cells[-1].to(inputs.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        outputs_gradient, hidden_gradient, cell_gradient = gradients
-        inputs, input_weight, gates, hiddens, cells = ctx.saved_tensors
-        # The gates' gradients take their place, so what is kept for the backward pass is used up by it.
-        cell_gradient = cell_gradient.to(cells.dtype, copy=True)
-        recurrent = ctx.shared.backward_product()
-        hidden_gradient = _through_time(outputs_gradient, hidden_gradient, cell_gradient, recurrent, gates, cells)
-        flat = gates.flatten(0, 1)
-        needs = ctx.needs_input_grad
-        if needs[3]:
-            ctx.shared.gradients.add(flat, inputs.flatten(0, 1), hiddens[:-1].flatten(0, 1))
-        return (
-            (flat @ input_weight).view_as(inputs) if needs[0] else None,
-            hidden_gradient if needs[1] else None,
-            cell_gradient.to(inputs.dtype) if needs[2] else None,
-            flat.new_zeros(()) if needs[3] else None,
-            None,
-        )
-
-
-def _through_time(
+def back_through_time(
     outputs_gradient: Tensor,
     hidden_gradient: Tensor,
     cell_gradient: Tensor,
@@ -183,30 +151,62 @@ def _through_time(
     """The gradient of the first hidden state; that of the first cell takes the place of `cell_gradient`.
 
     The gradients of what goes into the gates' nonlinearities, (time, batch, 4 * hidden), take the place of `gates`.
+    Slopes do not wait for the step after, so they are computed for as many steps at once as the cache holds.
     """
-    sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
-    tanh_backward = torch.ops.aten.tanh_backward.grad_input
-    working, gradient = torch.empty_like(gates[0], dtype=cells.dtype), torch.empty_like(gates[0], dtype=cells.dtype)
-    entry, forget, candidate, exit_ = working.chunk(4, 1)
-    to_entry, to_forget, to_candidate, to_exit = gradient.chunk(4, 1)
-    squashed, arriving, part = (torch.empty_like(cell_gradient) for _ in range(3))
-    gate_of, cell_of = gates.unbind(), cells.unbind()
-    added = [torch.zeros_like(hidden_gradient), *outputs_gradient.contiguous().unbind()]
-    hidden_gradient = hidden_gradient + added[-1]
-    for step in reversed(range(len(gate_of))):
-        working.copy_(gate_of[step])
-        arriving.copy_(hidden_gradient)
-        torch.tanh(cell_of[step + 1], out=squashed)
-        sigmoid_backward(torch.mul(arriving, squashed, out=part), exit_, grad_input=to_exit)
-        arriving.mul_(exit_)
-        cell_gradient.add_(tanh_backward(arriving, squashed, grad_input=part))
-        sigmoid_backward(torch.mul(cell_gradient, candidate, out=part), entry, grad_input=to_entry)
-        sigmoid_backward(torch.mul(cell_gradient, cell_of[step], out=part), forget, grad_input=to_forget)
-        tanh_backward(torch.mul(cell_gradient, entry, out=part), candidate, grad_input=to_candidate)
-        cell_gradient.mul_(forget)
-        gate_of[step].copy_(gradient)
-        hidden_gradient = recurrent(gate_of[step], added[step])
+    batch, size = cell_gradient.shape
+    gate_of = gates.unbind()
+    addend = [torch.zeros_like(hidden_gradient), *outputs_gradient.contiguous().unbind()]
+    hidden_gradient = hidden_gradient + addend[-1]
+    arriving = torch.empty_like(cell_gradient)
+    widened = cell_gradient.unsqueeze(1)
+    together = max(1, min(len(gate_of), SLOPES_AT_ONCE // (4 * batch * size)))
+    slopes = _Slopes(together, cell_gradient)
+    for end in range(len(gate_of), 0, -together):
+        start = max(0, end - together)
+        if end - start < together:
+            slopes = _Slopes(end - start, cell_gradient)
+        slopes.fill(gates[start:end], cells[start : end + 1])
+        for step in range(end - 1, start - 1, -1):
+            whole, to_cell, to_hidden, through, forget = slopes.of_step[step - start]
+            arriving.copy_(hidden_gradient)
+            cell_gradient.addcmul_(arriving, through)
+            to_hidden.mul_(arriving)
+            to_cell.mul_(widened)
+            cell_gradient.mul_(forget)
+            gate_of[step].copy_(whole)
+            hidden_gradient = recurrent(gate_of[step], addend[step])
     return hidden_gradient
+
+
+class _Slopes:
+    """By how much what goes into each gate moves, of some steps, the cell, or the hidden vector for the exit gate.
+
+    Memory, and views of it, for one lot of steps after the other.
+    """
+
+    def __init__(self, steps: int, like: Tensor) -> None:
+        batch, size = like.shape
+        self._gates, self._slopes = like.new_empty(steps, batch, 4 * size), like.new_empty(steps, batch, 4 * size)
+        self._entry, self._forget, self._candidate, self._exit = self._gates.chunk(4, 2)
+        self._to_entry, self._to_forget, self._to_candidate, self._to_exit = self._slopes.chunk(4, 2)
+        self._through = like.new_empty(steps, batch, size)
+        to_cell = self._slopes[:, :, : 3 * size].view(steps, batch, 3, size)
+        whole = (self._slopes, to_cell, self._to_exit, self._through, self._forget)
+        self.of_step = list(zip(*(tensor.unbind() for tensor in whole), strict=True))
+        """the slopes (batch, 4 * hidden), those of the cell in them (batch, 3, hidden) and of the hidden vector; by how
+        much the cell moves the hidden vector; the forget gate"""
+
+    def fill(self, gates: Tensor, cells: Tensor) -> None:
+        """For these steps, `cells` (steps + 1, batch, hidden) being those before and after each."""
+        sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+        tanh_backward = torch.ops.aten.tanh_backward.grad_input
+        self._gates.copy_(gates)
+        squashed = torch.tanh(cells[1:], out=self._through)
+        sigmoid_backward(self._candidate, self._entry, grad_input=self._to_entry)
+        sigmoid_backward(cells[:-1], self._forget, grad_input=self._to_forget)
+        tanh_backward(self._entry, self._candidate, grad_input=self._to_candidate)
+        sigmoid_backward(squashed, self._exit, grad_input=self._to_exit)
+        tanh_backward(self._exit, squashed, grad_input=squashed)
 
 
 def _recurrent_product(weight: Tensor, bias: Tensor | None) -> Product:
@@ -226,6 +226,15 @@ def _recurrent_product(weight: Tensor, bias: Tensor | None) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_TO_PACK_FOR)
     product = torch.ops.mkldnn._linear_pointwise.binary
     return lambda inputs, addend: cast(Tensor, product(inputs, addend, packed, bias, "add"))
+
+
+def _input_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """(a) -> a @ weight.T, to be called with some hundreds of rows; see `_recurrent_product`."""
+    if not _weights_pack(weight.dtype):
+        return lambda inputs: inputs @ weight.t()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_TO_PACK_FOR)
+    product = torch.ops.mkldnn._linear_pointwise
+    return lambda inputs: cast(Tensor, product(inputs, packed, None, "none", [], ""))
 
 
 def _weights_pack(dtype: torch.dtype) -> bool:

@@ -6,7 +6,7 @@ hidden vectors and of the weight; what is kept for the backward pass has the siz
 
 from __future__ import annotations
 
-import math
+import functools
 from typing import Any, TypeAlias
 
 import torch
@@ -15,9 +15,12 @@ from torch.nn import functional
 
 from ulmfit.models.bias_column import COLUMNS, with_ones
 from ulmfit.models.cpu_products import added, transpose_into, transposed
+from ulmfit.models.jobs import Job, evenly, run_jobs
 from ulmfit.models.softmax_kernel import losses_and_gradient
 
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**33}
+MOST_THREADS = 4
+"""on a CPU that have chunks of their own, as each holds one and the sum of a weight's gradient; more share the work"""
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -52,7 +55,10 @@ Gradients: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None
 def _on_cpu(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, with_hidden: bool, with_weight: bool
 ) -> Gradients:
-    """All products row-major, the bias in the products with the weight and its gradient with the weight's."""
+    """All products row-major, the bias in the products with the weight and its gradient with the weight's.
+
+    Each thread takes every so manieth chunk and has sums of its own, so they come out the same in every run.
+    """
     (rows, size), classes = hidden.shape, len(weight)
     table = weight.to(hidden.dtype)
     stacked = hidden.new_zeros(size + COLUMNS, classes)
@@ -60,20 +66,32 @@ def _on_cpu(
     stacked[size] = bias
     inputs = with_ones(hidden)
     hidden_gradient = torch.empty_like(hidden) if with_hidden else None
-    both: Tensor | None = None
-    total = torch.zeros((), dtype=torch.float32)
-    step = _even(rows, _rows_per_chunk(table))
-    # One buffer for all chunks: fresh memory of this size costs as much as the softmax itself.
-    buffer = hidden.new_empty(step, classes)
-    for start in range(0, rows, step):
-        part = slice(start, start + step)
-        logits = torch.mm(inputs[part], stacked, out=buffer[: min(step, rows - start)])
-        losses, gradient = losses_and_gradient(logits, targets[part])
-        total += losses.sum()
-        if hidden_gradient is not None:
-            torch.mm(gradient, table, out=hidden_gradient[part])
-        if with_weight:
-            both = added(both, transposed(inputs[part]) @ gradient)
+    threads = min(MOST_THREADS, torch.get_num_threads())
+    chunks = evenly(rows, at_most=_rows_per_chunk(table), times=threads)
+    shares = [chunks[first::threads] for first in range(min(threads, len(chunks)))]
+    found: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def work(share: int) -> None:
+        # One buffer for all chunks: fresh memory of this size costs as much as the softmax itself.
+        buffer = hidden.new_empty(max(end - start for start, end in shares[share]), classes)
+        total, both = torch.zeros((), dtype=torch.float32), None
+        for start, end in shares[share]:
+            part = slice(start, end)
+            logits = torch.mm(inputs[part], stacked, out=buffer[: end - start])
+            losses, gradient = losses_and_gradient(logits, targets[part])
+            total += losses.sum()
+            if hidden_gradient is not None:
+                torch.mm(gradient, table, out=hidden_gradient[part])
+            if with_weight:
+                both = added(both, transposed(inputs[part]) @ gradient)
+        found[share] = total, both
+
+    run_jobs([Job(functools.partial(work, share)) for share in range(len(shares))], workers=len(shares))
+    total, both = torch.zeros((), dtype=torch.float32), None
+    for share in range(len(shares)):
+        total += found[share][0]
+        part = found[share][1]
+        both = part if both is None or part is None else added(both, part)
     if not with_weight:
         return total, hidden_gradient, None, None
     wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -106,11 +124,6 @@ def _on_gpu(
             weight_gradient += both[:, :-COLUMNS]
             bias_gradient += both[:, -1]
     return total, hidden_gradient, weight_gradient, bias_gradient
-
-
-def _even(rows: int, at_most: int) -> int:
-    """Rows a chunk where all chunks but the last have as many, and that hardly fewer."""
-    return max(1, math.ceil(rows / max(1, math.ceil(rows / at_most))))
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,268 @@
+"""A stack of LSTM layers that learns on a CPU in bfloat16, its layers at work side by side.
+
+A product of a time step is so small that cores which share it spend much of their time meeting. So each core does work
+of its own: while a layer reads some steps, the one below reads the steps after them. Going back it is the other way
+round, and the products that make the weights' gradients fill the gaps.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ulmfit.models.jobs import Job, evenly, run_jobs
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights, back_through_time, through_time
+
+BLOCK_ROWS = 640
+"""rows that the time steps of one job hold, at most: products gain little from more"""
+BLOCKS = 7
+"""jobs that a layer's steps are cut into, where there are so many steps: the next layer waits for the first of them"""
+
+PACKING_COST = 500
+"""of putting a number of a weight in order, as many multiplications"""
+
+State = tuple[Tensor, ...]
+
+
+def lstm_by_products(
+    inputs: Tensor, state: State, weights: LstmWeights | SharedWeights
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """(time, batch, inputs) -> outputs (time, batch, hidden) and (h, c), each (1, batch, hidden), as `nn.LSTM`.
+
+    Whatever does not wait for the step before it is gathered in products over many steps: the inputs' part of the gates
+    going forward, and all gradients of weights and inputs going back. Gradients can be asked for once.
+    """
+    shared = weights if isinstance(weights, SharedWeights) else SharedWeights(weights)
+    outputs, (hidden, cell) = lstm_stack(inputs, state, [shared], [None])
+    return outputs, (hidden, cell)
+
+
+def lstm_stack(
+    inputs: Tensor,
+    state: State,
+    layers: Sequence[SharedWeights],
+    masks: Sequence[Tensor | None],
+    *,
+    window: int | None = None,
+) -> tuple[Tensor, State]:
+    """(time, batch, inputs) through several layers: the last one's outputs, and h and c of each layer in turn.
+
+    What a layer reads is first multiplied by its mask, (1, batch, size) or one for each window of so many steps,
+    (windows, batch, size); the lowest layer has none. Gradients can be asked for once.
+    """
+    assert masks[0] is None
+    links = [layer.link for layer in layers]
+    plan = _Plan(tuple(layers), tuple(masks), window)
+    outputs, *end = _Stack.apply(plan, inputs, *(tensor[0] for tensor in state), *links)  # type: ignore[no-untyped-call]
+    return outputs, tuple(tensor.unsqueeze(0) for tensor in end)
+
+
+class _Plan(NamedTuple):
+    """What a stack does with its inputs."""
+
+    layers: tuple[SharedWeights, ...]
+    masks: tuple[Tensor | None, ...]
+    window: int | None
+
+    def mask(self, depth: int, start: int, end: int) -> Tensor | None:
+        """Of what the layer reads in these steps, (1 or steps, batch, size)."""
+        mask = self.masks[depth]
+        if mask is None or len(mask) == 1:
+            return mask
+        assert self.window is not None
+        return mask[torch.arange(start, end).div_(self.window, rounding_mode="floor")]
+
+
+@dataclass(slots=True)
+class _Forward:
+    """A layer on its way through the steps."""
+
+    plan: _Plan
+    depth: int
+    inputs: Tensor
+    """(time, batch, inputs), masked; filled block by block where there is a mask"""
+    below: Tensor | None
+    """(time, batch, inputs), what is to be masked"""
+    gates: Tensor | None
+    """(time, batch, 4 * hidden), kept where this layer or one below it learns"""
+    hiddens: Tensor
+    """(time + 1, batch, hidden), the first from the state"""
+    cells: Tensor
+    """the same in float32 at least"""
+
+    @classmethod
+    def begun(cls, plan: _Plan, depth: int, read: Tensor, state: Sequence[Tensor], *, learns: bool) -> _Forward:
+        time, batch, _ = read.shape
+        size = plan.layers[depth].hidden_weight.shape[1]
+        hiddens = read.new_empty(time + 1, batch, size)
+        cells = read.new_empty(time + 1, batch, size, dtype=torch.promote_types(read.dtype, torch.float32))
+        hiddens[0], cells[0] = state
+        masked = plan.masks[depth] is not None
+        return cls(
+            plan,
+            depth,
+            torch.empty_like(read) if masked else read,
+            read if masked else None,
+            read.new_empty(time, batch, 4 * size) if learns else None,
+            hiddens,
+            cells,
+        )
+
+    def ready(self) -> None:
+        """Put the weights in order."""
+        self.plan.layers[self.depth].input_product()
+        self.plan.layers[self.depth].forward_product()
+
+    def run(self, start: int, end: int) -> None:
+        """Read some steps."""
+        weights = self.plan.layers[self.depth]
+        inputs = self.inputs[start:end]
+        mask = self.plan.mask(self.depth, start, end)
+        if mask is not None and self.below is not None:
+            torch.mul(self.below[start:end], mask, out=inputs)
+        through_time(
+            self.hiddens[start : end + 1],
+            self.cells[start : end + 1],
+            weights.input_product()(inputs.flatten(0, 1)).view(end - start, inputs.shape[1], -1),
+            weights.forward_product(),
+            kept=None if self.gates is None else self.gates[start:end],
+        )
+
+
+@dataclass(slots=True)
+class _Backward:
+    """A layer on its way back."""
+
+    plan: _Plan
+    depth: int
+    inputs: Tensor
+    gates: Tensor
+    """whose gradients take their place, so what is kept for the way back is used up by it"""
+    hiddens: Tensor
+    cells: Tensor
+    arriving: Tensor
+    """(time, batch, hidden), the gradient of the outputs; filled block by block by the layer above"""
+    hidden_gradient: Tensor
+    cell_gradient: Tensor
+    passed: Tensor | None
+    """(time, batch, inputs), the gradient of what was read, where it is wanted"""
+
+    def run(self, start: int, end: int) -> None:
+        """Go back over some steps."""
+        weights = self.plan.layers[self.depth]
+        gates = self.gates[start:end]
+        self.hidden_gradient = back_through_time(
+            self.arriving[start:end],
+            self.hidden_gradient,
+            self.cell_gradient,
+            weights.backward_product(),
+            gates,
+            self.cells[start : end + 1],
+        )
+        if self.passed is not None:
+            passed = self.passed[start:end]
+            torch.mm(gates.flatten(0, 1), weights.input_weight, out=passed.flatten(0, 1))
+            mask = self.plan.mask(self.depth, start, end)
+            if mask is not None:
+                passed.mul_(mask)
+
+    def ready(self) -> None:
+        """Put the weights in order."""
+        self.plan.layers[self.depth].backward_product()
+
+    def sums(self) -> list[tuple[Callable[[], None], int]]:
+        """What gives the weights their gradients when all steps are done, and the size of what goes into each."""
+        sums, gates = self.plan.layers[self.depth].gradients, self.gates.flatten(0, 1)
+        inputs, hidden = self.inputs.flatten(0, 1), self.hiddens[:-1].flatten(0, 1)
+        return [
+            (functools.partial(sums.add_inputs, gates, inputs), inputs.shape[1]),
+            (functools.partial(sums.add_hidden, gates, hidden), hidden.shape[1]),
+        ]
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, inputs: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        _, to_inputs, *needs = ctx.needs_input_grad
+        state, links = 2 * len(plan.layers), needs[2 * len(plan.layers) :]
+        runs: list[_Forward] = []
+        learning = to_inputs
+        first = len(plan.layers)  # the lowest layer that gradients reach
+        for depth in range(len(plan.layers)):
+            own = slice(2 * depth, 2 * depth + 2)
+            learning = learning or links[depth] or any(needs[own])
+            first = min(first, depth) if learning else first
+            read = runs[-1].hiddens[1:] if runs else inputs
+            runs.append(_Forward.begun(plan, depth, read, others[:state][own], learns=learning))
+        blocks = _blocks(*inputs.shape[:2])
+        _run(plan, _wave(plan, runs, blocks))
+        end = [
+            tensor for run in runs for tensor in (run.hiddens[-1].clone(), run.cells[-1].to(inputs.dtype, copy=True))
+        ]
+        ctx.mark_non_differentiable(*end[: 2 * first])
+        ctx.plan, ctx.first = plan, first
+        kept = [(run.inputs, run.gates, run.hiddens, run.cells) for run in runs[first:]]
+        ctx.save_for_backward(*itertools.chain.from_iterable(kept))
+        return runs[-1].hiddens[1:], *end
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        plan, first, depths = ctx.plan, ctx.first, len(ctx.plan.layers)
+        saved = ctx.saved_tensors
+        _, to_inputs, *needs = ctx.needs_input_grad
+        runs: list[_Backward] = []
+        arriving: Tensor | None = gradients[0].contiguous()
+        for depth in reversed(range(first, depths)):
+            inputs, gates, hiddens, cells = saved[4 * (depth - first) :][:4]
+            hidden, cell = gradients[1 + 2 * depth : 3 + 2 * depth]
+            passed = torch.empty_like(inputs) if depth > first or to_inputs else None
+            assert arriving is not None
+            cell = cell.to(cells.dtype, copy=True)
+            runs.append(_Backward(plan, depth, inputs, gates, hiddens, cells, arriving, hidden, cell, passed))
+            arriving = passed
+        blocks = _blocks(*runs[0].gates.shape[:2])[::-1]
+        jobs = _wave(plan, runs, blocks)
+        for place, run in enumerate(runs, 1):
+            if needs[2 * depths + run.depth]:
+                last = place * (len(blocks) + 1) - 1
+                jobs += [Job(work, (last,), run.gates.numel() * size) for work, size in run.sums()]
+        _run(plan, jobs)
+        ends = {run.depth: (run.hidden_gradient, run.cell_gradient.to(run.inputs.dtype)) for run in runs}
+        to_state = [tensor for depth in range(depths) for tensor in ends.get(depth, (None, None))]
+        of_state = [tensor if needed else None for tensor, needed in zip(to_state, needs[: 2 * depths], strict=True)]
+        of_links = [gradients[0].new_zeros(()) if needed else None for needed in needs[2 * depths :]]
+        return None, arriving if to_inputs else None, *of_state, *of_links
+
+
+def _blocks(time: int, batch: int) -> list[tuple[int, int]]:
+    """The steps of each job."""
+    return evenly(time, at_most=max(1, min(BLOCK_ROWS // batch, time // BLOCKS)))
+
+
+def _wave(plan: _Plan, runs: Sequence[_Forward] | Sequence[_Backward], blocks: Sequence[tuple[int, int]]) -> list[Job]:
+    """Each layer's weights and then its blocks in turn, which wait for the same block of the layer before as well."""
+    jobs: list[Job] = []
+    for run in runs:
+        weights = plan.layers[run.depth]
+        jobs.append(Job(run.ready, (), PACKING_COST * weights.hidden_weight.numel()))
+        products = weights.input_weight.numel() + weights.hidden_weight.numel()
+        for start, end in blocks:
+            here, before = len(jobs), len(jobs) - len(blocks) - 1
+            after = (here - 1, before) if before > 0 else (here - 1,)
+            jobs.append(
+                Job(functools.partial(run.run, start, end), after, (end - start) * run.inputs.shape[1] * products)
+            )
+    return jobs
+
+
+def _run(plan: _Plan, jobs: list[Job]) -> None:
+    """On as many threads as there are layers, for more have nothing to do much of the time."""
+    run_jobs(jobs, workers=len(plan.layers))
