@@ -10,7 +10,9 @@ import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "wikitext103.py"
 
-ARTICLE = ' = Storm = \n \n The second @-@ most intense storm ( 1 @,@ 200 km ) did n\'t <unk> its " eye " . \n = = Names = = \n'
+ARTICLE = (
+    " = Storm = \n \n The second @-@ most intense storm ( 1 @,@ 200 km ) did n't <unk> its eye . \n = = Names = = \n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def script() -> ModuleType:
 
 
 def test_marks_spaces_and_headings_become_those_of_text(script: ModuleType) -> None:
-    storm = f'The second-most intense storm (1,200 km) didn\'t {script.UNKNOWN} its " eye ".'
+    storm = f"The second-most intense storm (1,200 km) didn't {script.UNKNOWN} its eye."
     assert script.as_text(ARTICLE) == f"Storm.\n{storm}\nNames."
 
 

@@ -277,6 +277,10 @@ class ClassifySettings(Config):
     )
     language_model_weight: float = Field(0.0, ge=0, description="multi-task: weight of the language model's loss")
     language_model_decay: float = Field(1.0, gt=0, le=1, description="multi-task: factor on that weight each epoch")
+    self_training: float = Field(
+        0.0, ge=0, le=1, description="share of the unlabelled texts, the surest, that teach a second classifier"
+    )
+    self_training_documents: int = Field(2_000, ge=1, description="most unlabelled texts that it is a share of")
 
 
 class PretrainConfig(Config):

@@ -137,6 +137,7 @@ def train_classifier(
     config: ClassifyConfig,
     out: Path,
     valid: Path | None = None,
+    unlabelled: Sequence[Path] = (),
     text_column: str = "text",
     label_column: str = "label",
     resume: bool = False,
@@ -146,11 +147,13 @@ def train_classifier(
 ) -> ClassifierBundle:
     """Train a classifier on a tuned language model's encoder, one for each of its directions that is asked for.
 
-    The error of each epoch is measured on `valid`, or on a share of `labelled` held out.
+    The error of each epoch is measured on `valid`, or on a share of `labelled` held out. `unlabelled` is for
+    self-training, where the settings want it.
     """
     inputs = describe_inputs(
         labelled=[labelled],
         valid=[] if valid is None else [valid],
+        unlabelled=unlabelled,
         base=language_model,
         text_column=text_column,
         label_column=label_column,
@@ -178,6 +181,7 @@ def train_classifier(
             text_column=text_column,
             label_column=label_column,
             valid=valid,
+            unlabelled=unlabelled,
         )
         return setting.saved(bundle)
 
@@ -247,6 +251,7 @@ def train(
             config=ClassifyConfig(run=config.run, classify=config.classify),
             text_column=text_column,
             label_column=label_column,
+            unlabelled=texts,
         )
         saved = setting.saved(bundle)
         if budget is not None and not resume:

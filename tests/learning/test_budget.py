@@ -59,6 +59,18 @@ def test_the_seconds_are_tokens_by_their_costs():
     assert seconds.other == pytest.approx((tokens + 80_000) * 1e-6 + models * 0.5 + 2.0)
 
 
+def test_self_training_adds_a_look_at_its_texts_and_a_second_classifier():
+    plain, taught = (
+        seconds_of(1_000, QUICK.override({"classify.self_training": share}), COSTS, SIZES) for share in (0, 0.5)
+    )
+    # 300 labelled and 500 others: two epochs of the head, and of eight of all layers six, for twice the steps.
+    second = (80_000 + 130_000) * (2 * 2e-4 + 6 * 4e-4)
+    assert taught.classifying - plain.classifying == pytest.approx(260_000 * 2e-4 + second)
+    assert taught.tuning == plain.tuning
+    none = seconds_of(0, QUICK.override({"classify.self_training": 0.5}), COSTS, SIZES)
+    assert none == seconds_of(0, QUICK, COSTS, SIZES)
+
+
 def test_a_vocabulary_grows_with_a_power_of_the_text_up_to_its_limit():
     vocabulary = Vocabulary(size=1_000, tokens=100.0, exponent=0.5, limit=5_000)
     assert [vocabulary.at(tokens) for tokens in (25, 100, 400, 1e9)] == [500, 1_000, 2_000, 5_000]

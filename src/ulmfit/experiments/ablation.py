@@ -320,6 +320,9 @@ def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens:
             made.add(part.classifier)
             probed = part.epochs * data.counts["valid"] if experiment.measure == "valid" else data.counts["test"]
             documents = part.epochs * labelled + probed / EVALUATION_GAIN
+            if part.classify.classify.self_training:  # about twice as many steps again, see `phases_over_more`
+                candidates = min(text - labelled, part.classify.classify.self_training_documents)
+                documents += 2 * part.epochs * labelled + candidates / EVALUATION_GAIN
             total += Seconds(classifying=documents * tokens / speed.classifying, fixed=speed.fixed)
     return total
 

@@ -25,7 +25,7 @@ from ulmfit.compute import choose_device, choose_dtype
 from ulmfit.config import ClassifyConfig, TuneConfig
 from ulmfit.errors import CheckpointError
 from ulmfit.experiments.tasks import Measure, Prepared
-from ulmfit.learning.classifier import with_label_names
+from ulmfit.learning.labelled_text import with_label_names
 from ulmfit.learning.reading import classify_documents
 from ulmfit.learning.setting import Setting
 from ulmfit.pipeline import train_classifier, tune_language_model
@@ -138,6 +138,7 @@ class Shelf:
                     labelled,
                     language_model=self.language_model_folder(language_model),
                     valid=data.split("valid") if measure == "valid" else None,
+                    unlabelled=data.texts if config.classify.self_training else (),
                     config=config,
                     out=out,
                     resume=resume,

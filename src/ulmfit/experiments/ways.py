@@ -47,6 +47,7 @@ class Way(Config):
     schedule: Schedule = "slanted_triangular"
     language_model_weight: float = Field(0.0, ge=0)
     language_model_decay: float = Field(1.0, gt=0, le=1)
+    self_training: float = Field(0.0, ge=0, le=1)
 
 
 class RecipeSettings(Config):
@@ -113,6 +114,7 @@ def _classify(way: Way, classify: ClassifySettings, recipe: RecipeSettings, laye
     changed: dict[str, Any] = {
         "language_model_weight": way.language_model_weight,
         "language_model_decay": way.language_model_decay,
+        "self_training": way.self_training,
     }
     if way.plan != "preset":
         groups = layers + GROUPS_BESIDE_LAYERS

@@ -19,9 +19,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from ulmfit.config import Config, Phase, TrainConfig, UnfreezingPlan
+from ulmfit.config import ClassifySettings, Config, Phase, TrainConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
-from ulmfit.training.schedules import groups_of, phases_of
+from ulmfit.training.schedules import groups_of, phases_of, phases_over_more
 
 SAFETY = 0.85
 """of the time: what a plan may take by its own estimate"""
@@ -175,11 +175,15 @@ def seconds_of(unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes)
     a_token = costs.tuning_a_token(sizes.vocabulary.at(tokens))
     tuning = directions * tuning_epochs * tokens * a_token
     phases = _phases(classify.phases, sizes.groups)
-    classifying = 0.0
-    for phase in phases:
-        alone = groups_of(phase, count=sizes.groups) == [sizes.groups - 1]
-        learning = (1 - classify.valid_share) * (costs.head if alone else costs.classifying)
-        classifying += phase.epochs * sizes.labelled_tokens * (learning + classify.valid_share * costs.head)
+    classifying = _classifying(phases, costs, sizes, classify, learnt=sizes.labelled_tokens)
+    if classify.self_training and unlabelled:
+        pool = min(unlabelled, classify.self_training_documents)
+        pool_tokens = sizes.tokens(pool) - sizes.labelled_tokens
+        more = 1 + classify.self_training * pool / sizes.labelled
+        again = _phases(phases_over_more(classify.phases, documents=1, of=more), sizes.groups)
+        learnt = sizes.labelled_tokens + classify.self_training * pool_tokens
+        classifying += pool_tokens * costs.head + _classifying(again, costs, sizes, classify, learnt=learnt)
+        phases = [*phases, *again]
     classifying *= directions
     measured = sum(phase.epochs for phase in phases) if classify.valid_share else 0
     # The best epoch's weights, the last checkpoint of each stage, and each stage's result, written and read back.
@@ -188,6 +192,18 @@ def seconds_of(unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes)
     saving = (models + CHECKPOINT_MODELS * checkpoints) * costs.saving
     reading = (tokens + sizes.labelled_tokens) * costs.reading
     return Seconds(tuning, classifying, reading + saving + costs.fixed)
+
+
+def _classifying(
+    phases: Sequence[Phase], costs: Costs, sizes: Sizes, settings: ClassifySettings, *, learnt: float
+) -> float:
+    """Seconds of a classifier that learns from so many tokens, what is held out taken from them."""
+    total = 0.0
+    for phase in phases:
+        alone = groups_of(phase, count=sizes.groups) == [sizes.groups - 1]
+        learning = (1 - settings.valid_share) * (costs.head if alone else costs.classifying)
+        total += phase.epochs * (learnt * learning + sizes.labelled_tokens * settings.valid_share * costs.head)
+    return total
 
 
 # --- the path -------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""Stage 3 from the inside: labelled documents, the loss, and one classifier a direction."""
+"""Stage 3 from the inside: the loss, and one classifier a direction."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,53 +23,22 @@ from ulmfit.config import (
     LanguageModelConfig,
     UnfreezingPlan,
 )
-from ulmfit.errors import ConfigError, DataError
+from ulmfit.errors import ConfigError
+from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.reading import classify_documents, padded, pool_documents
+from ulmfit.learning.self_training import with_surest
 from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.encoder import State
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.batches import DocumentBatches, prefetch
-from ulmfit.text.corpus import Corpus, split_documents
+from ulmfit.text.corpus import Corpus
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import ALONE, Processes
+from ulmfit.training.events import Note
 from ulmfit.training.loop import StepLoss
-from ulmfit.training.schedules import phases_of
+from ulmfit.training.schedules import phases_of, phases_over_more
 from ulmfit.training.stage import Stage
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledText:
-    """What a classifier learns from and is measured on."""
-
-    tokenizer: Tokenizer
-    corpus: Corpus
-    documents: np.ndarray[Any, np.dtype[np.int64]]
-    valid_corpus: Corpus
-    valid_documents: np.ndarray[Any, np.dtype[np.int64]]
-
-    @classmethod
-    def read(
-        cls,
-        setting: Setting,
-        labelled: Path,
-        valid: Path | None,
-        tokenizer: Tokenizer,
-        *,
-        valid_share: float,
-        text_column: str,
-        label_column: str,
-    ) -> LabelledText:
-        """Tokenise to disk; hold out a share of the documents, each class its own, or take all of `valid`."""
-        columns = {"text_column": text_column, "label_column": label_column}
-        corpus = setting.corpus([labelled], tokenizer, name="labelled", **columns)
-        if valid is None:
-            parts = split_documents(len(corpus), valid_share=valid_share, seed=setting.run.seed, labels=corpus.labels)
-            return cls(tokenizer, corpus, parts[0], corpus, parts[1])
-        measured = setting.corpus([valid], tokenizer, name="valid", **columns)
-        measured = with_label_names(measured, corpus.label_names, source=valid)
-        learn, held_out = (np.arange(len(text), dtype=np.int64) for text in (corpus, measured))
-        return cls(tokenizer, corpus, learn, measured, held_out)
 
 
 def learn_classifiers(
@@ -81,8 +50,12 @@ def learn_classifiers(
     text_column: str,
     label_column: str,
     valid: Path | None = None,
+    unlabelled: Sequence[Path] = (),
 ) -> ClassifierBundle:
-    """Train one classifier a direction and gather them in a bundle; measured on `valid`, or on a share held out."""
+    """Train one classifier a direction and gather them in a bundle; measured on `valid`, or on a share held out.
+
+    Where the settings want self-training, those teach a second one of each direction, with the surest of `unlabelled`.
+    """
     settings, run = config.classify, setting.run
     for direction in run.directions:
         if direction not in tuned.models:
@@ -97,14 +70,16 @@ def learn_classifiers(
         label_column=label_column,
     )
     corpus = source.corpus
-    models: dict[Direction, Classifier] = {}
-    for direction in run.directions:
-        torch.manual_seed(run.seed)
-        model = start_of_classifying(setting, settings, tuned.models[direction], classes=len(corpus.label_names))
-        learning = classifier_stage(setting, source, model, direction, settings, name=f"classify {direction}")
-        learning = replace(learning, identity=identity(setting, config, corpus))
-        setting.learn(learning, setting.folder.work / f"classify-{direction}")
-        models[direction] = model.cpu().eval()
+    models = _learn(setting, source, tuned, config, settings, name="classify")
+    if settings.self_training and not unlabelled:
+        setting.tell(Note("no self-training, as there is no unlabelled text"))
+    elif settings.self_training:
+        others = setting.corpus(unlabelled, tuned.tokenizer, name="unlabelled", text_column=text_column)
+        more = with_surest(setting, source, others, models, settings)
+        if more is not None:
+            phases = phases_over_more(settings.phases, documents=len(source.documents), of=len(more.documents))
+            again = settings.model_copy(update={"phases": phases})
+            models = _learn(setting, more, tuned, config, again, name="self-train")
     facts = run_facts(setting, "train", base=tuned.facts.get("base"), corpus=corpus, documents=len(corpus))
     return ClassifierBundle(
         config=models[run.directions[0]].config,
@@ -113,6 +88,28 @@ def learn_classifiers(
         facts=facts,
         labels=corpus.label_names,
     )
+
+
+def _learn(
+    setting: Setting,
+    source: LabelledText,
+    tuned: LanguageModelBundle,
+    config: ClassifyConfig,
+    settings: ClassifySettings,
+    *,
+    name: str,
+) -> dict[Direction, Classifier]:
+    """A classifier of each direction; `config` is what its checkpoints belong to, `settings` how it learns."""
+    models: dict[Direction, Classifier] = {}
+    for direction in setting.run.directions:
+        torch.manual_seed(setting.run.seed)
+        classes = len(source.corpus.label_names)
+        model = start_of_classifying(setting, settings, tuned.models[direction], classes=classes)
+        learning = classifier_stage(setting, source, model, direction, settings, name=f"{name} {direction}")
+        learning = replace(learning, identity=identity(setting, config, source.corpus))
+        setting.learn(learning, setting.folder.work / f"{name}-{direction}")
+        models[direction] = model.cpu().eval()
+    return models
 
 
 def start_of_classifying(
@@ -169,16 +166,6 @@ def classifier_stage(
         seed=setting.run.seed,
         stacked=stacked_by_name(model.layer_groups()),
     )
-
-
-def with_label_names(corpus: Corpus, names: Sequence[str], *, source: Path) -> Corpus:
-    """The labelled corpus with its labels as indices of `names`; DataError for a label that is not among them."""
-    assert corpus.labels is not None
-    for name in corpus.label_names:
-        if name not in names:
-            raise DataError(f"{source}: the label {name!r} is not among the training labels {', '.join(names)}")
-    index = np.array([list(names).index(name) for name in corpus.label_names], dtype=np.int32)
-    return replace(corpus, labels=index[corpus.labels], label_names=tuple(names))
 
 
 def _classifier_config(settings: ClassifySettings, base: LanguageModelConfig, *, classes: int) -> ClassifierConfig:

@@ -23,7 +23,8 @@ from ulmfit.bundle import LanguageModelBundle
 from ulmfit.config import TrainConfig, TuneSettings
 from ulmfit.errors import CheckpointError, TokenizerError
 from ulmfit.learning.budget import Budget, Costs, Plan, Sizes, Vocabulary, choose, described
-from ulmfit.learning.classifier import LabelledText, classifier_stage, start_of_classifying
+from ulmfit.learning.classifier import classifier_stage, start_of_classifying
+from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.language_model import LanguageModelText, language_model_stage, read_base, start_of_tuning
 from ulmfit.learning.setting import Setting
 from ulmfit.learning.vocabulary import rows_in, with_base_words, words_of

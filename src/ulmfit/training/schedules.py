@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ulmfit.config import Phase, UnfreezingPlan
 from ulmfit.errors import ConfigError
@@ -92,3 +92,19 @@ def phases_of(plan: UnfreezingPlan, *, groups: int) -> tuple[Phase, ...]:
     lower = rate / 10 if plan.lower_rate is None else plan.lower_rate
     singles = [phase((index,), 1, lower, 1.0) for index in range(groups - 1)]
     return (phase((-1,), 1, rate, 1.0), *singles, phase(None, plan.epochs, lower, 1.0))
+
+
+def phases_over_more(
+    phases: Sequence[Phase] | UnfreezingPlan, *, documents: float, of: float
+) -> tuple[Phase, ...] | UnfreezingPlan:
+    """Phases over `of` documents that take about twice the steps they took over `documents`, two epochs at least.
+
+    Where they have as many to begin with, and never more.
+    """
+
+    def fewer(epochs: int) -> int:
+        return min(epochs, max(2, round(2 * epochs * documents / of)))
+
+    if isinstance(phases, UnfreezingPlan):
+        return phases.model_copy(update={"epochs": fewer(phases.epochs)})
+    return tuple(phase.model_copy(update={"epochs": fewer(phase.epochs)}) for phase in phases)
