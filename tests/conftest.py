@@ -61,6 +61,23 @@ def one_thread(threads: Callable[[int], AbstractContextManager[None]]) -> Iterat
         yield
 
 
+@pytest.fixture(scope="session")
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """`with full_disk(1000):` no file may grow beyond so many bytes: the system refuses a write as a full disk does."""
+    resource = pytest.importorskip("resource", reason="no limit on the size of files here")
+
+    @contextmanager
+    def limited(largest: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
 # --- a language so small that models of it are trained while one waits ----------------------------------------------
 
 
@@ -86,6 +103,11 @@ class TinyLanguage:
         "valid_share": 0.1,
         "phases": [{"rate": 0.02, "epochs": 3, "discriminative": 1.0, "schedule": "one_cycle"}],
     }
+    SHORT: ClassVar[dict[str, Any]] = {
+        "tune__training": {**LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
+        "classify__phases": [{"rate": 0.01}],
+    }
+    """an epoch of each stage, for `settings` and `flags`"""
     SETTINGS: ClassVar[dict[str, dict[str, Any]]] = {
         "run": {"precision": "float32"},
         "pretrain": {

@@ -1,26 +1,14 @@
 """Whatever comes in: a defined result, or one line with the way out, nothing half-written, nothing earlier lost."""
 
-import contextlib
 import json
-import resource
 import shutil
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from ulmfit.predict import Predictor
 
-SHORT = {"classify__phases": [{"rate": 0.02}]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -28,8 +16,7 @@ def train(ulmfit, tiny, tmp_path):
     """`ulmfit train` with short phases into `tmp_path / "model"`."""
 
     def run(labelled, *arguments, base=tiny.base, **changed):
-        language_model = {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]}
-        flags = tiny.flags("tune", "classify", **{"tune__training": language_model, **SHORT, **changed})
+        flags = tiny.flags("tune", "classify", **{**tiny.SHORT, **changed})
         return ulmfit("train", labelled, "--base", base, "--out", tmp_path / "model", *arguments, *flags)
 
     return run
@@ -256,18 +243,7 @@ def test_a_finished_model_is_not_overwritten(train, tiny, tmp_path):
     assert everything(tmp_path) == before
 
 
-@contextlib.contextmanager
-def no_file_larger_than(size):
-    """What a full disk does to a write, at a point of our choosing: the system refuses it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_is_full_at_any_moment_ends_a_run_in_one_line_and_costs_nothing(train, tiny, tmp_path):
+def test_a_disk_that_is_full_at_any_moment_ends_a_run_in_one_line_and_costs_nothing(full_disk, train, tiny, tmp_path):
     """Every file the run writes is refused once, the smallest last; what was learnt is there to resume from."""
     labelled = tiny.file("few", 40, seed=11)
     out = tmp_path / "model"
@@ -278,7 +254,7 @@ def test_a_disk_that_is_full_at_any_moment_ends_a_run_in_one_line_and_costs_noth
     endings = set()
     for size in [0, *sizes]:
         shutil.rmtree(out, ignore_errors=True)
-        with no_file_larger_than(size):
+        with full_disk(size):
             ran = train(labelled)
         if ran.code == 0:
             continue
@@ -298,14 +274,14 @@ def test_a_disk_that_is_full_at_any_moment_ends_a_run_in_one_line_and_costs_noth
     assert len(endings) >= 3, endings
 
 
-def test_a_disk_that_is_full_leaves_no_half_of_a_table_and_keeps_the_one_before(ulmfit, tiny, tmp_path):
+def test_a_disk_that_is_full_leaves_no_half_of_a_table_and_keeps_the_one_before(full_disk, ulmfit, tiny, tmp_path):
     model, source = tiny.model, tiny.test  # made now, while there is room
     for name in ("new.csv", "new.jsonl", "new.parquet"):
-        with no_file_larger_than(1000):
+        with full_disk(1000):
             refused(ulmfit("predict", model, source, "--out", tmp_path / name), name)
         assert not list(tmp_path.iterdir())
     (tmp_path / "old.csv").write_text("precious", encoding="utf-8")
-    with no_file_larger_than(1000):
+    with full_disk(1000):
         refused(ulmfit("predict", model, source, "--out", tmp_path / "old.csv"), "old.csv")
     assert everything(tmp_path) == {tmp_path / "old.csv": b"precious"}
 

@@ -1,9 +1,7 @@
 """A saved model is the same model, wherever its folder goes; a damaged one is refused in one line."""
 
 import json
-import resource
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -253,19 +251,8 @@ def test_config_json_is_put_in_place_last(tmp_path, monkeypatch):
     ClassifierBundle.load(tmp_path)
 
 
-@contextmanager
-def full_disk(largest):
-    """No file may grow beyond so many bytes: writing fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("largest", [0, 100, 1000, 4000])
-def test_a_full_disk_leaves_nothing(tmp_path, largest):
+def test_a_full_disk_leaves_nothing(full_disk, tmp_path, largest):
     bundle = classifier_bundle()
     with full_disk(largest), pytest.raises(OutputError, match="cannot save the model") as caught:
         bundle.save(tmp_path / "model")

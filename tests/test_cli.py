@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from sklearn import metrics as reference
 
 import ulmfit.cli
 from ulmfit.predict import Predictor
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONTRACT = {
     "pretrain": "--out --direction --vocab-size --preset --resume",
@@ -30,15 +31,6 @@ CONTRACT = {
     "info": "",
     "demo": "",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def command_line(*arguments):
@@ -105,12 +97,8 @@ def test_from_text_to_predictions_by_commands_alone(ulmfit, tiny, tmp_path):
 
 
 def test_a_profiled_run_shows_and_saves_what_the_time_of_every_stage_went_to(ulmfit, tiny, tmp_path):
-    short = {
-        "tune__training": {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
-        "classify__phases": [{"rate": 0.01}],
-    }
     out = tmp_path / "model"
-    arguments = ["train", tiny.labelled, "--base", tiny.base, *tiny.flags("tune", "classify", **short)]
+    arguments = ["train", tiny.labelled, "--base", tiny.base, *tiny.flags("tune", "classify", **tiny.SHORT)]
     ran = ulmfit(*arguments, "--out", out, "--profile")
     assert_finished(ran, out, "Trained")
     profile = json.loads((out / "profile.json").read_text(encoding="utf-8"))
@@ -126,12 +114,8 @@ def test_a_profiled_run_shows_and_saves_what_the_time_of_every_stage_went_to(ulm
 
 
 def test_minutes_are_planned_for_said_and_what_was_set_stays(ulmfit, tiny, tmp_path):
-    short = {
-        "tune__training": {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
-        "classify__phases": [{"rate": 0.01}],
-    }
     arguments = ["train", tiny.labelled, "--unlabelled", tiny.unlabelled, "--base", tiny.base]
-    flags = tiny.flags("tune", "classify", **short)
+    flags = tiny.flags("tune", "classify", **tiny.SHORT)
     out = tmp_path / "model"
     ran = ulmfit(*arguments, *flags, "--out", out, "--minutes", 20)
     assert_finished(ran, out, "Trained")
@@ -153,10 +137,6 @@ def test_flags_become_settings(ulmfit, tiny, tmp_path):
     rows = [(label, text) for text, label in tiny.reviews(40, seed=2)]
     labelled = tiny.write(tmp_path / "labelled.csv", rows, ["mood", "review"])
     columns = ["--text-column", "review", "--label-column", "mood"]
-    phases = {
-        "classify__phases": [{"rate": 0.01}],
-        "tune__training": {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
-    }
     flags = ["--direction", "both", "--seed", 7, "--device", "cpu", "--storage", "int8", "--preset", "paper"]
     out = tmp_path / "model"
     ran = ulmfit(
@@ -168,7 +148,7 @@ def test_flags_become_settings(ulmfit, tiny, tmp_path):
         tiny.base,
         "--out",
         out,
-        *tiny.flags("tune", "classify", **phases),
+        *tiny.flags("tune", "classify", **tiny.SHORT),
     )
     assert ran.code == 0, ran.err
     saved = json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -250,10 +230,6 @@ def test_evaluate_and_predict_take_int8(ulmfit, tiny):
 def test_classes_may_be_named_like_markup(ulmfit, tiny, tmp_path):
     names = {"good": "[/b]", "bad": "[red]"}
     labelled = tiny.write(tmp_path / "[bold].csv", [(text, names[label]) for text, label in tiny.reviews(30, seed=2)])
-    short = {
-        "classify__phases": [{"rate": 0.05}],
-        "tune__training": {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]},
-    }
     ran = ulmfit(
         "train",
         labelled,
@@ -263,7 +239,7 @@ def test_classes_may_be_named_like_markup(ulmfit, tiny, tmp_path):
         tiny.base,
         "--out",
         tmp_path / "model",
-        *tiny.flags("tune", "classify", **short),
+        *tiny.flags("tune", "classify", **tiny.SHORT),
     )
     assert ran.code == 0, ran.err
     assert "[/b]" in ran.out

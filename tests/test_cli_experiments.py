@@ -3,18 +3,10 @@
 import json
 
 import pytest
-import torch
 
 from ulmfit.experiments.recipes import EXPERIMENTS
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

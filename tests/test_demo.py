@@ -3,7 +3,6 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from ulmfit import demo, pretrained
 from ulmfit.baseline import train_baseline
@@ -12,16 +11,9 @@ from ulmfit.config import TrainConfig
 from ulmfit.predict import Predictor, evaluate
 from ulmfit.training.events import StageStarted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PARTS = ("train", "unlabelled", "test")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- the sample -----------------------------------------------------------------------------------------------------
@@ -73,9 +65,7 @@ def small(tiny, sample, tmp_path, monkeypatch):
         pq.write_table(pa.table(rows), folder / f"{part}.parquet")
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped/en").symlink_to(tiny.base)
-    language_model = {**tiny.LANGUAGE_MODEL, "phases": [{"rate": 0.01}]}
-    settings = tiny.settings("tune", "classify", tune__training=language_model, classify__phases=[{"rate": 0.02}])
-    config = TrainConfig().override(settings)
+    config = TrainConfig().override(tiny.settings("tune", "classify", **tiny.SHORT))
     monkeypatch.setattr(demo, "SAMPLE", folder)
     monkeypatch.setattr(demo, "tune_preset", lambda name: config.tune)
     monkeypatch.setattr(demo, "classify_preset", lambda name, labelled: config.classify)

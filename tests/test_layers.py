@@ -28,12 +28,12 @@ LAYERS = (
     {"estimator", "serve", "experiments", "demo"},
     {"__init__"},
     {"console", "flags"},
-    {"cli_experiments"},
+    {"cli_experiments", "endings"},
     {"cli", "__main__"},
 )
 HEIGHT = {unit: height for height, layer in enumerate(LAYERS) for unit in layer}
 STRANGERS = {"text", "models", "training"}
-SHELLS = {"cli", "cli_experiments", "flags", "serve", "__main__"}
+SHELLS = {"cli", "cli_experiments", "endings", "flags", "serve", "__main__"}
 SHELF_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 PRINTS_OR_EXITS = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "SystemExit"}

@@ -4,7 +4,6 @@ import json
 from typing import get_args
 
 import pytest
-import torch
 
 from ulmfit import presets
 from ulmfit.config import (
@@ -20,19 +19,12 @@ from ulmfit.config import (
 from ulmfit.presets import FEW_LABELS, classify_preset, pretrain_preset, tune_preset
 from ulmfit.training.schedules import groups_of, phases_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = get_args(PresetName)
 AMOUNTS = {"few": FEW_LABELS - 1, "many": FEW_LABELS}
 LANGUAGE_MODEL_GROUPS, CLASSIFIER_GROUPS = 4, 5
 """an embedding and three layers, and the head"""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", NAMES)

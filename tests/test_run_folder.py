@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -252,17 +251,12 @@ def test_metrics_are_replaced_whole(tmp_path):
     assert files(tmp_path).keys() == {"metrics.jsonl"}
 
 
-def test_a_full_disk_leaves_the_metrics_as_they_were(tmp_path):
+def test_a_full_disk_leaves_the_metrics_as_they_were(full_disk, tmp_path):
     run = RunFolder(tmp_path)
     run.write_metrics([{"epoch": 1}])
     before = files(tmp_path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
-    try:
-        with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be written"):
-            run.write_metrics([{"epoch": epoch} for epoch in range(100)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(20), pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be written"):
+        run.write_metrics([{"epoch": epoch} for epoch in range(100)])
     assert files(tmp_path) == before
 
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from ulmfit.cli_experiments import ablate, experiment
 from ulmfit.config import Direction as OneDirection
-from ulmfit.config import (
-    PredictionPrecision,
-    PretrainConfig,
-    RunConfig,
-    Storage,
-    TrainConfig,
-    TuneConfig,
-)
-from ulmfit.errors import ConfigError, ProcessError, UlmfitError
+from ulmfit.config import PredictionPrecision, PretrainConfig, RunConfig, TrainConfig, TuneConfig
+from ulmfit.endings import explained_end
+from ulmfit.errors import ConfigError
 from ulmfit.flags import (
+    Base,
     Device,
     Direction,
     LabelColumn,
@@ -36,7 +27,9 @@ from ulmfit.flags import (
     Resume,
     Seed,
     Settings,
+    Storage,
     TextColumn,
+    Valid,
     follows,
     parse_settings,
     with_settings,
@@ -56,23 +49,18 @@ app = App(
 app.command(experiment)
 app.command(ablate)
 
-_RANK_0_SECONDS = 2.0
-"""after which a process that failed would have been ended, if rank 0 had failed as well"""
-
 
 @app.command
 def pretrain(
     *texts: Path,
     out: Out,
-    valid: Annotated[
-        list[Path] | None, Parameter(help="text to measure perplexity on", consume_multiple=True, negative="")
-    ] = None,
+    valid: Valid = None,
     direction: Direction = "forward",
     vocab_size: Annotated[int | None, Parameter(help="most tokens in the vocabulary")] = None,
     preset: Preset = "quick",
     seed: Seed = 0,
     device: Device = "auto",
-    storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
+    storage: Storage = "float32",
     text_column: TextColumn = "text",
     settings: Settings = (),
     resume: Resume = False,
@@ -115,16 +103,14 @@ def pretrain(
 @app.command
 def tune(
     *texts: Path,
-    base: Annotated[str, Parameter(help="en, a folder, or a hub id")] = "en",
+    base: Base = "en",
     out: Out,
-    valid: Annotated[
-        list[Path] | None, Parameter(help="text to measure perplexity on", consume_multiple=True, negative="")
-    ] = None,
+    valid: Valid = None,
     direction: Direction = "forward",
     preset: Preset = "quick",
     seed: Seed = 0,
     device: Device = "auto",
-    storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
+    storage: Storage = "float32",
     text_column: TextColumn = "text",
     settings: Settings = (),
     resume: Resume = False,
@@ -170,14 +156,14 @@ def train(
         list[Path] | None, Parameter(help="more text of the domain", consume_multiple=True, negative="")
     ] = None,
     test: Annotated[Path | None, Parameter(help="labelled file to measure the result on, once")] = None,
-    base: Annotated[str, Parameter(help="en, a folder, or a hub id")] = "en",
+    base: Base = "en",
     direction: Direction = "forward",
     text_column: TextColumn = "text",
     label_column: LabelColumn = "label",
     preset: Preset = "quick",
     seed: Seed = 0,
     device: Device = "auto",
-    storage: Annotated[Storage, Parameter(help="how the weights are stored")] = "float32",
+    storage: Storage = "float32",
     minutes: Annotated[
         float | None, Parameter(help="do what fits into so many minutes here, the preset at most; --test not counted")
     ] = None,
@@ -363,82 +349,10 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
-    try:
-        with _explained_end():
-            app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
-    except UlmfitError as error:
-        if isinstance(error.__cause__, BrokenPipeError):
-            _leave_closed_pipe()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _fail_among_others(error)
-        _fail(str(error))
-    except CycloptsError as error:
-        _fail(f"{' '.join(str(error).split())} See ulmfit --help.")
-    except KeyboardInterrupt:
-        if not follows():
-            words = sys.argv[1:] if arguments is None else arguments
-            way = "the same command" if words and words[0] in ("experiment", "ablate") else "--resume"
-            print(f"\nulmfit: stopped; go on with {way}", file=sys.stderr)
-        sys.exit(130)
-
-
-def _fail_among_others(error: UlmfitError) -> NoReturn:
-    """As `_fail`, but once for all: what fails in every process fails in rank 0 too, and that ends the others.
-
-    It leaves at once, as threads of a connection that has lost its other end can trip over the interpreter's end.
-    """
-    lost = isinstance(error, ProcessError)
-    if follows() and not lost:
-        time.sleep(_RANK_0_SECONDS)
-    if not (follows() and lost):
-        _tell(str(error))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(2)
-
-
-@contextlib.contextmanager
-def _explained_end() -> Iterator[None]:
-    """Say a word when torchrun ends this process because another one died, even while it waits for a GPU.
-
-    The signal's number is written to a pipe as it comes in; Python's own handlers run when the wait is over, if ever.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or follows():
-        yield
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-
-    def listen() -> None:
-        while number := os.read(reader, 1):
-            if number[0] == signal.SIGTERM:
-                message = "ended from outside, or because another process of the run ended; go on with --resume"
-                os.write(2, f"ulmfit: error: {message}\n".encode())
-                os._exit(128 + signal.SIGTERM)
-
-    threading.Thread(target=listen, name="ulmfit-end", daemon=True).start()
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, before)
-
-
-def _leave_closed_pipe() -> NoReturn:
-    """Whoever read our output has seen enough, as `head` does; end as other programs do then, without a word."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's last flush would complain
-    sys.exit(128 + signal.SIGPIPE)
-
-
-def _fail(message: str) -> NoReturn:
-    _tell(message)
-    sys.exit(2)
-
-
-def _tell(message: str) -> None:
-    print(f"ulmfit: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    words = sys.argv[1:] if arguments is None else arguments
+    again = "the same command" if words and words[0] in ("experiment", "ablate") else "--resume"
+    with explained_end(again=again):
+        app(words, exit_on_error=False, print_error=False)
 
 
 def _check_known(test: Path, labels: list[str], *, text_column: str, label_column: str) -> None:

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from ulmfit.config import PresetName
 from ulmfit.errors import ConfigError
-from ulmfit.flags import Device, LabelColumn, Preset, Settings, Several, TextColumn, parse_settings
+from ulmfit.flags import Base, Device, LabelColumn, Preset, Settings, Several, TextColumn, parse_settings
 
 if TYPE_CHECKING:
     from ulmfit.experiments.report import Written
@@ -19,7 +19,6 @@ experiment = App(name="experiment", help="Run an experiment of the paper, on its
 
 Results = Annotated[Path, Parameter(help="folder of the results; given again, what is done is skipped")]
 Seeds = Annotated[int, Parameter(help="how many runs of each row, with seeds 0, 1, ...")]
-Base = Annotated[str, Parameter(help="en, a folder, or a hub id")]
 BackwardBase = Annotated[str | None, Parameter(help="a base that reads backward, where --base does not")]
 LanguageModels = Annotated[
     int | None, Parameter(help="tuned language models that the seeds share; one for each if not given")

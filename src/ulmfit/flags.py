@@ -11,17 +11,23 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import Parameter
 
 from ulmfit.config import Config, Directions, PresetName
+from ulmfit.config import Storage as StorageName
 from ulmfit.errors import ConfigError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 Out = Annotated[Path, Parameter(help="folder for the result; must be new or empty")]
+Base = Annotated[str, Parameter(help="en, a folder, or a hub id")]
+Valid = Annotated[
+    list[Path] | None, Parameter(help="text to measure perplexity on", consume_multiple=True, negative="")
+]
 Direction = Annotated[Directions, Parameter(help="read texts forward, backward, or average both")]
 Preset = Annotated[PresetName, Parameter(help="quick: minutes on two cores; paper: the whole recipe")]
 Seed = Annotated[int, Parameter(help="same seed, same machine: same bits on the CPU")]
 Resume = Annotated[bool, Parameter(help="go on with the killed run in --out", negative="")]
 Profile = Annotated[bool, Parameter(help="write what the time went to in profile.json", negative="")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N")]
+Storage = Annotated[StorageName, Parameter(help="how the weights are stored")]
 Settings = Annotated[
     tuple[str, ...],
     Parameter(

@@ -8,7 +8,7 @@ import pytest
 from ulmfit.errors import ConfigError
 from ulmfit.experiments import ablation
 from ulmfit.experiments.ablation import (
-    Sizes,
+    Documents,
     Speed,
     fit,
     in_order,
@@ -22,7 +22,7 @@ from ulmfit.learning.budget import SAFETY
 from ulmfit.training.events import Note
 
 SPEED = Speed(tuning=100.0, classifying=50.0, fixed=2.0, tokens_a_character=0.2)
-SIZES = Sizes(labelled=10_000, texts=50_000, test=5_000, classes=2, tokens=100.0)
+ALL = Documents(labelled=10_000, texts=50_000, test=5_000, classes=2, tokens=100.0)
 
 
 @pytest.fixture(scope="module")
@@ -48,25 +48,25 @@ def test_the_seconds_of_a_run_are_tokens_over_speed(data, options):
 def test_the_plan_fits_or_is_the_smallest_there_is(data, options, minutes):
     names = ["pretraining", "classifier-tuning"]
     arguments = {"options": options, "speed": SPEED}
-    chosen, seeds, seconds = fit(SIZES, data, names, seeds=3, seconds=60 * minutes, **arguments)
+    chosen, seeds, seconds = fit(ALL, data, names, seeds=3, seconds=60 * minutes, **arguments)
     cost = seconds_of_plan(chosen, data, names, seeds=seeds, **arguments)
     assert seconds == cost.total
-    smallest = SIZES.shares(labelled=0, texts=0)
+    smallest = ALL.shares(labelled=0, texts=0)
     if minutes <= 60:
         assert (chosen, seeds) == (smallest, 1)
         assert seconds > 60 * minutes
     elif minutes == 1_000_000:
-        assert (chosen, seeds) == (SIZES, 3)
+        assert (chosen, seeds) == (ALL, 3)
     else:
         assert seconds <= SAFETY * 60 * minutes
-        assert smallest.labelled <= chosen.labelled < SIZES.labelled
-        assert smallest.texts <= chosen.texts < SIZES.texts
+        assert smallest.labelled <= chosen.labelled < ALL.labelled
+        assert smallest.texts <= chosen.texts < ALL.texts
         assert cost.classifying == pytest.approx(cost.tuning, rel=0.5)
 
 
 def test_more_minutes_never_give_less(data, options):
     plans = [
-        fit(SIZES, data, ["lm-tuning"], options=options, speed=SPEED, seeds=2, seconds=60.0 * minutes)
+        fit(ALL, data, ["lm-tuning"], options=options, speed=SPEED, seeds=2, seconds=60.0 * minutes)
         for minutes in (10, 100, 1_000, 10_000, 100_000)
     ]
     documents = [chosen.labelled * seeds for chosen, seeds, _ in plans]

@@ -1,5 +1,7 @@
 """Products with a packed weight and plain ones against exact sums of integers, and the doubt that chooses between."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -25,15 +27,7 @@ def case(count, inputs=96, outputs=64):
 
 
 @pytest.mark.parametrize("count", [1, 7, 64])
-def test_a_product_is_the_exact_sum_scaled(packed, count):
-    rows, weight, scale, bias, expected = case(count)
-    product = Int8Product(weight, scale)
-    torch.testing.assert_close(product(rows).double(), expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(product(rows, bias).double(), expected + bias, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("count", [1, 7, 64])
-def test_a_product_is_added_in_place(packed, count):
+def test_the_exact_sum_scaled_is_added_in_place(packed, count):
     rows, weight, scale, bias, expected = case(count)
     total = bias.repeat(2 * count, 1)
     Int8Product(weight, scale).add_to(total[:count], rows)
@@ -58,5 +52,5 @@ def refuse(*_):
 
 @pytest.mark.parametrize("broken", [refuse, lambda *_: torch.zeros(1)], ids=["refused", "wrong"])
 def test_weights_are_packed_only_where_their_product_is_right(monkeypatch, broken):
-    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", broken, raising=False)
+    monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", SimpleNamespace(binary=broken), raising=False)
     assert not packs.__wrapped__()

@@ -298,17 +298,9 @@ def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path, table, tokeni
         build_corpus([table], tokenizer, out=tmp_path / "file" / "corpus")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
-def test_a_full_disk_is_an_output_error_that_leaves_no_half_part(tmp_path, table, rows, tokenizer):
-    import resource
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OutputError, match=r"part-000000: cannot be written"):
-            build_corpus([table], tokenizer, out=tmp_path / "corpus")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+def test_a_full_disk_is_an_output_error_that_leaves_no_half_part(full_disk, tmp_path, table, rows, tokenizer):
+    with full_disk(1000), pytest.raises(OutputError, match=r"part-000000: cannot be written"):
+        build_corpus([table], tokenizer, out=tmp_path / "corpus")
     assert contents(tmp_path / "corpus") == {}
     assert_holds(build_corpus([table], tokenizer, out=tmp_path / "corpus"), rows, tokenizer, labelled=False)
 

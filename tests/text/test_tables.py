@@ -4,11 +4,9 @@ import decimal
 import io
 import json
 import os
-import resource
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -255,26 +253,15 @@ def test_a_place_that_cannot_be_written_is_named_before_the_first_row(tmp_path: 
         tmp_path.chmod(0o700)
 
 
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses larger files, as it does on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on the size of files")
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_full_disk_is_named_and_leaves_nothing_behind(tmp_path: Path, suffix: str) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing_behind(
+    full_disk: Callable[[int], AbstractContextManager[None]], tmp_path: Path, suffix: str
+) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_text("earlier")
     noise = [os.urandom(500).hex() for _ in range(2000)]
-    with files_of_at_most(100_000):
+    with full_disk(100_000):
         assert f"{path}: cannot be written (File too large)" in problem(path, {"text": noise}, {"text": noise})
     assert path.read_text() == "earlier"
     assert names_in(tmp_path) == [path.name]

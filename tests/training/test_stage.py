@@ -23,18 +23,11 @@ from ulmfit.training.optimizer import build_optimizer
 from ulmfit.training.schedules import schedule_of
 from ulmfit.training.stage import Stage, run_stage
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 VOCABULARY, SIZES = 20, (3, 4, 2)
 PHASES = (Phase(groups=(-1,), epochs=1, rate=0.05), Phase(epochs=2, rate=0.05, schedule="one_cycle"))
 CLOCKS = {"seconds", "tokens_per_second"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make steps this small fifty times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Killed(BaseException):

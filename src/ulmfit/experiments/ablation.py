@@ -20,7 +20,7 @@ from ulmfit.experiments.products import Shelf
 from ulmfit.experiments.recipes import experiment_named
 from ulmfit.experiments.runner import Options, Run, check_settings, parts_of, runs_of, undone, work
 from ulmfit.experiments.tasks import Limits, Prepared, Task, prepare, valid_share
-from ulmfit.learning.budget import SAFETY, Budget
+from ulmfit.learning.budget import SAFETY, Budget, Seconds
 from ulmfit.learning.planning import measure
 from ulmfit.learning.setting import open_setting
 from ulmfit.text.draw import Look, look_at
@@ -72,33 +72,17 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Seconds:
-    """What runs take, by what of it shrinks with what."""
-
-    tuning: float = 0.0
-    classifying: float = 0.0
-    fixed: float = 0.0
-
-    def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(self.tuning + other.tuning, self.classifying + other.classifying, self.fixed + other.fixed)
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return self.tuning + self.classifying + self.fixed
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Documents of a plan, and tokens of one."""
+class Documents:
+    """How many a plan takes, of how many classes, and the tokens of one."""
 
     labelled: int
     texts: int
+    """the labelled ones among them"""
     test: int
     classes: int
     tokens: float
 
-    def shares(self, *, labelled: float, texts: float) -> Sizes:
+    def shares(self, *, labelled: float, texts: float) -> Documents:
         """So much of the labelled and the test documents, and of all texts, but no less than is worth a look."""
         most = min(self.labelled, max(LEAST_LABELLED, LEAST_A_CLASS * self.classes, round(labelled * self.labelled)))
         return replace(
@@ -140,8 +124,8 @@ def run_ablation(
     check_settings(runs, data, options)
     prepared = data[task.name]
     tokens = speed.tokens_a_character * prepared.characters / (prepared.counts["train"] + prepared.counts["unlabelled"])
-    budget = _Budget(began + 60 * minutes, prepared, options, speed, tokens)
-    work(undone(runs, options.out), data, options=options, report=report, allows=budget.allows)
+    time_left = _TimeLeft(began + 60 * minutes, prepared, options, speed, tokens)
+    work(undone(runs, options.out), data, options=options, report=report, allows=time_left.allows)
     return undone(runs, options.out)
 
 
@@ -171,19 +155,19 @@ def _plan(task: Task, minutes: float, options: Options, names: list[str], seeds:
     try:
         whole = prepare(task, whole_folder)
         speed = measure_speed(whole, options, minutes)
-        documents = whole.counts["train"] + whole.counts["unlabelled"]
-        sizes = Sizes(
+        texts = whole.counts["train"] + whole.counts["unlabelled"]
+        most = Documents(
             labelled=whole.counts["train"],
-            texts=documents,
+            texts=texts,
             test=whole.counts["test"],
             classes=len(whole.classes),
-            tokens=speed.tokens_a_character * whole.characters / documents,
+            tokens=speed.tokens_a_character * whole.characters / texts,
         )
         left = 60 * minutes - (time.monotonic() - began)
-        chosen, kept_seeds, seconds = fit(sizes, whole, names, options=options, speed=speed, seeds=seeds, seconds=left)
+        chosen, kept_seeds, seconds = fit(most, whole, names, options=options, speed=speed, seeds=seeds, seconds=left)
     finally:
         shutil.rmtree(whole_folder, ignore_errors=True)
-    shares = ((chosen.labelled, sizes.labelled), (chosen.texts, sizes.texts), (chosen.test, sizes.test))
+    shares = ((chosen.labelled, most.labelled), (chosen.texts, most.texts), (chosen.test, most.test))
     parts = [f"{part:,} of {all_:,}" for part, all_ in shares]
     report(
         Note(
@@ -238,7 +222,7 @@ def measure_speed(data: Prepared, options: Options, minutes: float) -> Speed:
 
 
 def fit(
-    sizes: Sizes,
+    most: Documents,
     whole: Prepared,
     names: Sequence[str],
     *,
@@ -246,23 +230,23 @@ def fit(
     speed: Speed,
     seeds: int,
     seconds: float,
-) -> tuple[Sizes, int, float]:
+) -> tuple[Documents, int, float]:
     """The largest plan that takes no longer: documents, seeds, and its seconds; the smallest one where none fits.
 
     What stages take whatever their length does not shrink with the data: where it fills the time, the data keep a
     share of it, and the runs that tell least are left out in the end. Labelled documents get half of what is left to
     the data, or what tuning on all texts leaves over; texts get the rest.
     """
-    chosen, total, kept = sizes, 0.0, seeds
+    chosen, total, kept = most, 0.0, seeds
     for kept in range(seeds, 0, -1):
 
         def cost(labelled: float, texts: float, seeds: int = kept) -> Seconds:
-            part = sizes.shares(labelled=labelled, texts=texts)
+            part = most.shares(labelled=labelled, texts=texts)
             return seconds_of_plan(part, whole, names, options=options, speed=speed, seeds=seeds)
 
         labelled, texts = _shares(cost, seconds)
-        chosen, total = sizes.shares(labelled=labelled, texts=texts), cost(labelled, texts).total
-        if total <= SAFETY * seconds and chosen.labelled >= min(WORTHWHILE, sizes.labelled):
+        chosen, total = most.shares(labelled=labelled, texts=texts), cost(labelled, texts).total
+        if total <= SAFETY * seconds and chosen.labelled >= min(WORTHWHILE, most.labelled):
             break
     return chosen, kept, total
 
@@ -271,7 +255,7 @@ def _shares(cost: Callable[[float, float], Seconds], seconds: float) -> tuple[fl
     """The shares of the labelled documents and of the texts."""
     least = SHARES[-1]
     everything = cost(1.0, 1.0)
-    for_data = max(SAFETY * seconds - everything.fixed, LEAST_FOR_DATA * seconds)
+    for_data = max(SAFETY * seconds - everything.other, LEAST_FOR_DATA * seconds)
     half = max(for_data / 2, for_data - everything.tuning)
     labelled = _largest(lambda share: cost(share, least).classifying <= half)
     rest = for_data - cost(labelled, least).classifying
@@ -284,21 +268,21 @@ def _largest(fits: Callable[[float], bool]) -> float:
 
 
 def seconds_of_plan(
-    sizes: Sizes, whole: Prepared, names: Sequence[str], *, options: Options, speed: Speed, seeds: int
+    documents: Documents, whole: Prepared, names: Sequence[str], *, options: Options, speed: Speed, seeds: int
 ) -> Seconds:
     """What all runs would take, each language model and classifier counted once."""
-    valid = round(valid_share(sizes.labelled) * sizes.labelled)
+    valid = round(valid_share(documents.labelled) * documents.labelled)
     counts = {
-        "train": sizes.labelled,
-        "learn": sizes.labelled - valid,
+        "train": documents.labelled,
+        "learn": documents.labelled - valid,
         "valid": valid,
-        "test": sizes.test,
-        "unlabelled": sizes.texts - sizes.labelled,
+        "test": documents.test,
+        "unlabelled": documents.texts - documents.labelled,
     }
     imagined = replace(whole, counts=counts)
     made: set[str] = set()
     runs = runs_of(names, {whole.name: imagined}, options=options, seeds=seeds)
-    return sum((seconds_of(run, imagined, options, speed, sizes.tokens, made) for run in runs), Seconds())
+    return sum((seconds_of(run, imagined, options, speed, documents.tokens, made) for run in runs), Seconds())
 
 
 def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens: float, made: set[str]) -> Seconds:
@@ -311,11 +295,11 @@ def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens:
     labelled = data.size(experiment.measure, run.labels)
     text = labelled if way.text == "labelled" else data.counts["train"] + data.counts["unlabelled"]
     parts = parts_of(run, data, options)
-    total = Seconds(fixed=0.0 if parts else BASELINE_SECONDS)
+    total = Seconds(other=0.0 if parts else BASELINE_SECONDS)
     for part in parts:
         if part.language_model not in made:
             made.add(part.language_model)
-            total += Seconds(tuning=part.tuning_epochs * text * tokens / speed.tuning, fixed=speed.fixed)
+            total += Seconds(tuning=part.tuning_epochs * text * tokens / speed.tuning, other=speed.fixed)
         if part.classifier not in made:
             made.add(part.classifier)
             probed = part.epochs * data.counts["valid"] if experiment.measure == "valid" else data.counts["test"]
@@ -323,11 +307,11 @@ def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens:
             if part.classify.classify.self_training:  # about twice as many steps again, see `phases_over_more`
                 candidates = min(text - labelled, part.classify.classify.self_training_documents)
                 documents += 2 * part.epochs * labelled + candidates / EVALUATION_GAIN
-            total += Seconds(classifying=documents * tokens / speed.classifying, fixed=speed.fixed)
+            total += Seconds(classifying=documents * tokens / speed.classifying, other=speed.fixed)
     return total
 
 
-class _Budget:
+class _TimeLeft:
     """Says of each run whether it still fits, by what was expected and what those before it really took."""
 
     def __init__(self, deadline: float, data: Prepared, options: Options, speed: Speed, tokens: float) -> None:

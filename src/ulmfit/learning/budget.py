@@ -115,12 +115,15 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """What a plan takes."""
+    """What a plan or a run takes."""
 
-    tuning: float
-    classifying: float
-    other: float
+    tuning: float = 0.0
+    classifying: float = 0.0
+    other: float = 0.0
     """reading, saving, starting"""
+
+    def __add__(self, more: Seconds) -> Seconds:
+        return Seconds(self.tuning + more.tuning, self.classifying + more.classifying, self.other + more.other)
 
     @property
     def total(self) -> float:
