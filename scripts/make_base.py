@@ -21,16 +21,19 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+", help="folders of `ulmfit pretrain`, one direction each")
     parser.add_argument("--out", type=Path, required=True, help="new folder of the base")
     parser.add_argument("--measure", type=Path, nargs="*", default=[], help="text to measure perplexity on")
-    parser.add_argument("--facts", type=Path, required=True, help="JSON: title, data, command, notes of the card")
+    parser.add_argument(
+        "--facts", type=Path, required=True, help="JSON: title, data, command, results, notes of the card"
+    )
     arguments = parser.parse_args()
     parts = [LanguageModelBundle.load(folder) for folder in arguments.models]
     first = parts[0]
     if any(part.tokenizer.fingerprint != first.tokenizer.fingerprint for part in parts):
         raise BundleError("the models have different vocabularies; pretrain them on the same text and settings")
     models = {direction: model for part in parts for direction, model in part.models.items()}
-    facts = dict(first.facts) | json.loads(arguments.facts.read_text(encoding="utf-8"))
+    given = json.loads(arguments.facts.read_text(encoding="utf-8"))
+    facts = dict(first.facts) | given
     facts["history"] = [record for part in parts for record in part.facts["history"]]
-    facts["results"] = dict(facts.get("results", {}))
+    facts["results"] = dict(given.get("results", {}))
     with tempfile.TemporaryDirectory() as temporary:
         stored = Path(temporary) / "stored"
         LanguageModelBundle(config=first.config, tokenizer=first.tokenizer, models=models, facts=facts).save(

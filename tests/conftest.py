@@ -215,6 +215,16 @@ class TinyLanguage:
         return self.folder / "base"
 
     @cached_property
+    def tuned(self) -> Path:
+        """A forward language model, tuned from `base` on `labelled`, to train many classifiers on."""
+        from ulmfit.config import TuneConfig
+        from ulmfit.pipeline import tune_language_model
+
+        config = TuneConfig().override(self.settings("tune"))
+        tune_language_model([self.labelled], base=self.base, config=config, out=self.folder / "tuned")
+        return self.folder / "tuned"
+
+    @cached_property
     def model(self) -> Path:
         """A classifier of both directions, trained on `labelled` and `unlabelled`."""
         from ulmfit.config import TrainConfig

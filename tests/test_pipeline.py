@@ -225,31 +225,25 @@ def test_a_base_of_another_direction_is_refused_with_the_way_out(tiny, tmp_path)
 # --- settings of the classifier -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tuned(tiny, tmp_path_factory):
-    """A tuned language model, forward, to train many classifiers on."""
-    out = tmp_path_factory.mktemp("tuned") / "model"
-    tune_language_model([tiny.labelled], base=tiny.base, config=TuneConfig().override(tiny.settings("tune")), out=out)
-    return out
-
-
 @pytest.fixture
-def classify(tiny, tuned, tmp_path):
+def classify(tiny, tmp_path):
     """Train a classifier on that model with these changes to the settings."""
 
     def run(name="model", labelled=None, **changed):
         config = ClassifyConfig().override(tiny.settings("classify", **changed))
-        return train_classifier(labelled or tiny.labelled, language_model=tuned, config=config, out=tmp_path / name)
+        return train_classifier(
+            labelled or tiny.labelled, language_model=tiny.tuned, config=config, out=tmp_path / name
+        )
 
     return run
 
 
-def test_the_language_model_s_loss_moves_the_shared_encoder_and_its_decoder(classify, tuned):
+def test_the_language_model_s_loss_moves_the_shared_encoder_and_its_decoder(classify, tiny):
     # Nothing is held out, so that the last epoch is kept, in which all layers have learnt.
     changed = {"classify__phases": SHORT, "classify__valid_share": 0.0}
     plain = weights(classify("plain", **changed).models["forward"])
     both = weights(classify("both", **changed, classify__language_model_weight=0.5).models["forward"])
-    before = weights(LanguageModelBundle.load(tuned).models["forward"])
+    before = weights(LanguageModelBundle.load(tiny.tuned).models["forward"])
     for name in before:
         if name.startswith("encoder."):
             assert not torch.equal(plain[name], both[name]), name
@@ -315,8 +309,8 @@ def test_a_plan_by_name_is_its_phases_written_out(classify):
     assert equal(by_name.models["forward"].state_dict(), by_phases.models["forward"].state_dict())
 
 
-def test_the_plan_last_leaves_the_encoder_as_it_was_tuned(classify, tuned):
-    before = weights(LanguageModelBundle.load(tuned).models["forward"])
+def test_the_plan_last_leaves_the_encoder_as_it_was_tuned(classify, tiny):
+    before = weights(LanguageModelBundle.load(tiny.tuned).models["forward"])
     model = classify(classify__phases={"plan": "last", "rate": 0.05, "epochs": 2}).models["forward"]
     after = weights(model)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit.config import ClassifyConfig, Phase, TuneConfig, UnfreezingPlan
+from ulmfit.config import ClassifyConfig, Phase, UnfreezingPlan
 from ulmfit.errors import CheckpointError
 from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.self_training import CHOSEN, Labels, candidates, joined, surest
-from ulmfit.pipeline import train_classifier, tune_language_model
+from ulmfit.pipeline import train_classifier
 from ulmfit.run_folder import RunFolder
 from ulmfit.text.corpus import Corpus
 from ulmfit.training.schedules import phases_over_more
@@ -68,20 +68,13 @@ def test_over_more_documents_there_are_about_twice_the_steps_and_two_epochs_if_t
 # --- a whole run ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tuned(tiny, tmp_path_factory):
-    out = tmp_path_factory.mktemp("tuned") / "model"
-    tune_language_model([tiny.labelled], base=tiny.base, config=TuneConfig().override(tiny.settings("tune")), out=out)
-    return out
-
-
 @pytest.fixture
-def classify(tiny, tuned, tmp_path):
+def classify(tiny, tmp_path):
     def run(name="model", *, unlabelled=(), resume=False, **changed):
         config = ClassifyConfig().override(tiny.settings("classify", **changed))
         return train_classifier(
             tiny.labelled,
-            language_model=tuned,
+            language_model=tiny.tuned,
             unlabelled=unlabelled,
             config=config,
             out=tmp_path / name,

@@ -57,7 +57,7 @@ def _on_cpu(
 ) -> Gradients:
     """All products row-major, the bias in the products with the weight and its gradient with the weight's.
 
-    Each thread takes every so manieth chunk and has sums of its own, so they come out the same in every run.
+    With n threads each takes every nth chunk and has sums of its own, so they come out the same in every run.
     """
     (rows, size), classes = hidden.shape, len(weight)
     table = weight.to(hidden.dtype)
@@ -89,9 +89,9 @@ def _on_cpu(
     run_jobs([Job(functools.partial(work, share)) for share in range(len(shares))], workers=len(shares))
     total, both = torch.zeros((), dtype=torch.float32), None
     for share in range(len(shares)):
-        total += found[share][0]
-        part = found[share][1]
-        both = part if both is None or part is None else added(both, part)
+        loss, gradients = found[share]
+        total += loss
+        both = gradients if both is None or gradients is None else added(both, gradients)
     if not with_weight:
         return total, hidden_gradient, None, None
     wide = torch.promote_types(hidden.dtype, torch.float32)
