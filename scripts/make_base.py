@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from ulmfit.bundle import LanguageModelBundle
-from ulmfit.errors import BundleError
+from ulmfit.merging import merged
 from ulmfit.predict import evaluate_language_model
 
 
@@ -25,20 +26,12 @@ def main() -> None:
         "--facts", type=Path, required=True, help="JSON: title, data, command, results, notes of the card"
     )
     arguments = parser.parse_args()
-    parts = [LanguageModelBundle.load(folder) for folder in arguments.models]
-    first = parts[0]
-    if any(part.tokenizer.fingerprint != first.tokenizer.fingerprint for part in parts):
-        raise BundleError("the models have different vocabularies; pretrain them on the same text and settings")
-    models = {direction: model for part in parts for direction, model in part.models.items()}
+    both = merged({str(folder): LanguageModelBundle.load(folder) for folder in arguments.models})
     given = json.loads(arguments.facts.read_text(encoding="utf-8"))
-    facts = dict(first.facts) | given
-    facts["history"] = [record for part in parts for record in part.facts["history"]]
-    facts["results"] = dict(given.get("results", {}))
+    facts = {**both.facts, "results": {}, **given}
     with tempfile.TemporaryDirectory() as temporary:
         stored = Path(temporary) / "stored"
-        LanguageModelBundle(config=first.config, tokenizer=first.tokenizer, models=models, facts=facts).save(
-            stored, storage="int8"
-        )
+        both.save(stored, storage="int8")
         bundle = LanguageModelBundle.load(stored)
     for path in arguments.measure:
         measured = evaluate_language_model(bundle, [path])
@@ -46,9 +39,7 @@ def main() -> None:
             name = f"{path.parent.name} {path.stem}, {direction}"
             facts["results"][name] = {key: round(value, 4) for key, value in measures.items()}
             print(name, facts["results"][name])
-    LanguageModelBundle(config=first.config, tokenizer=first.tokenizer, models=models, facts=facts).save(
-        arguments.out, storage="int8"
-    )
+    replace(both, facts=facts).save(arguments.out, storage="int8")
 
 
 if __name__ == "__main__":

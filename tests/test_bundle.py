@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ulmfit.bag_of_words import BagOfWords, Terms
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle, read_bundle_config
 from ulmfit.card import model_card
 from ulmfit.config import ClassifierConfig, EncoderConfig, HeadConfig, LanguageModelConfig, TokenizerConfig
 from ulmfit.errors import BundleError, OutputError
+from ulmfit.merging import merge
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.tokenizer import train_tokenizer
@@ -436,3 +440,112 @@ def test_a_bundle_of_the_other_kind_is_refused(tmp_path):
     assert "holds a classifier, a language model is needed" in problem(
         LanguageModelBundle.load, tmp_path / "classifier"
     )
+
+
+# --- a bag of words beside the network ------------------------------------------------------------------------------
+
+
+def bundle_with_bag(directions=("forward",)):
+    keys = np.array([7, 9, 8 * len(TOKENIZER) + 9], dtype=np.int64)
+    numbers = np.random.default_rng(0).normal(size=(3, len(LABELS))).astype(np.float32)
+    terms = Terms(TOKENIZER, keys, np.ones(3, np.float32))
+    return replace(classifier_bundle(directions), bag_of_words=BagOfWords(terms, numbers, numbers[0], 0.5))
+
+
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_a_bag_of_words_comes_back_bit_by_bit(tmp_path, storage):
+    bundle = bundle_with_bag()
+    bundle.save(tmp_path / "model", storage=storage)
+    loaded = ClassifierBundle.load(tmp_path / "model").bag_of_words
+    assert loaded.share == 0.5
+    assert all(torch.equal(loaded.tensors()[name], tensor) for name, tensor in bundle.bag_of_words.tensors().items())
+
+
+def test_models_with_different_bags_of_words_are_not_merged(tmp_path):
+    bundle_with_bag().save(tmp_path / "first")
+    classifier_bundle(("backward",)).save(tmp_path / "second")
+    message = problem(lambda folder: merge([tmp_path / "first", folder], out=tmp_path / "merged"), tmp_path / "second")
+    assert "bags of words" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: next(folder.glob("bag_of_words-*")).unlink(), "lacks the tensor"),
+        (lambda folder: edit_config(folder, {"terms": 4, "share": 0.5}), "has the shape"),
+        (lambda folder: (folder / "bag_of_words.json").write_text("{}", encoding="utf-8"), "bag_of_words.json"),
+        (lambda folder: edit_config(folder, {"terms": -1, "share": 0.5}), "bag_of_words"),
+        (lambda folder: edit_config(folder, {"terms": 3, "share": 1e9}), "bag_of_words"),
+        (lambda folder: edit_config(folder, [3]), "bag_of_words"),
+        (lambda folder: edit_terms(folder, [9, 7, 100]), "do not rise"),
+        (lambda folder: edit_terms(folder, [7, 9, 10**9]), "no word or pair"),
+    ],
+)
+def test_a_damaged_bag_of_words_is_refused_in_one_line(tmp_path, change, told):
+    bundle_with_bag().save(tmp_path)
+    change(tmp_path)
+    assert told in problem(ClassifierBundle.load, tmp_path)
+
+
+def edit_config(folder, value):
+    path = folder / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values | {"bag_of_words": value}), encoding="utf-8")
+
+
+def edit_terms(folder, keys):
+    (path,) = folder.glob("bag_of_words-*")
+    save_file(load_file(path) | {"keys": torch.tensor(keys)}, path)
+
+
+# --- directions trained apart ---------------------------------------------------------------------------------------
+
+
+@kinds
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_two_directions_merged_are_the_model_that_was_trained_of_both(tmp_path, kind, storage):
+    both = MAKERS[kind](BOTH, facts={**FACTS, "results": {"forward": 1, "backward": 2}, "history": [1, 2]})
+    for number, direction in enumerate(BOTH, start=1):
+        facts = {**FACTS, "results": {direction: number}, "history": [number]}
+        one = replace(both, models={direction: both.models[direction]}, facts=facts)
+        one.save(tmp_path / direction, storage=storage)
+    merge([tmp_path / direction for direction in BOTH], out=tmp_path / "merged")
+    both.save(tmp_path / "both", storage=storage)
+    assert files(tmp_path / "merged") == files(tmp_path / "both")
+    merge([tmp_path / "backward", tmp_path / "forward"], out=tmp_path / "turned")
+    assert type(both).load(tmp_path / "turned").directions == BOTH
+
+
+def other_labels():
+    return replace(classifier_bundle(("backward",)), labels=("cat", "dog", "mouse"))
+
+
+def other_sizes():
+    config = LanguageModelConfig(vocab_size=len(TOKENIZER), encoder=ENCODER, output_dropout=0.5)
+    models = {"backward": LanguageModel(config)}
+    return LanguageModelBundle(config=config, tokenizer=TOKENIZER, models=models, facts=FACTS)
+
+
+def other_words():
+    tokenizer = train_tokenizer(TEXTS[::-1], config=TokenizerConfig(vocab_size=20, min_frequency=1), processes=1)
+    config = LanguageModelConfig(vocab_size=len(tokenizer), encoder=ENCODER)
+    models = {"backward": LanguageModel(config)}
+    return LanguageModelBundle(config=config, tokenizer=tokenizer, models=models, facts=FACTS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (classifier_bundle, other_labels, "their classes"),
+        (language_model_bundle, other_sizes, "settings differ"),
+        (language_model_bundle, other_words, "vocabularies differ"),
+        (language_model_bundle, language_model_bundle, "reads forward already"),
+        (language_model_bundle, lambda: classifier_bundle(("backward",)), "do not make one model"),
+    ],
+)
+def test_models_that_do_not_belong_together_are_not_merged(tmp_path, first, second, told):
+    first().save(tmp_path / "first")
+    second().save(tmp_path / "second")
+    message = problem(lambda folder: merge([tmp_path / "first", folder], out=tmp_path / "merged"), tmp_path / "second")
+    assert told in message
+    assert not (tmp_path / "merged").exists()

@@ -27,9 +27,10 @@ CONTRACT = {
     ),
     "evaluate": "--json",
     "predict": "--out",
+    "merge": "--out --storage",
     "generate": "--length --temperature --top-p --seed --direction",
     "info": "",
-    "demo": "",
+    "demo": "--minutes --out",
 }
 
 
@@ -252,6 +253,22 @@ def test_info_shows_the_card_of_either_kind_of_model(ulmfit, tiny):
     for fact in ("forward and backward classifier", "bad, good", "hidden 20", "classify backward"):
         assert fact in shown
     assert "language model" in ulmfit("info", tiny.base).out
+
+
+def test_two_directions_trained_apart_become_one_model(ulmfit, tiny, tmp_path):
+    for direction in ("forward", "backward"):
+        flags = ("--direction", direction, *tiny.flags("tune"))
+        assert ulmfit("tune", tiny.test, "--base", tiny.base, "--out", tmp_path / direction, *flags).code == 0
+    ran = ulmfit("merge", tmp_path / "forward", tmp_path / "backward", "--out", tmp_path / "both")
+    assert ran.code == 0, ran.err
+    assert ran.out.splitlines() == ["Merged: forward and backward", f"Next: ulmfit info {tmp_path / 'both'}"]
+    measured = [
+        json.loads(ulmfit("evaluate", tmp_path / name, tiny.test, "--json").out)["directions"]
+        for name in ("forward", "backward", "both")
+    ]
+    assert measured[2] == measured[0] | measured[1]
+    refused = ulmfit("merge", tmp_path / "forward", "--out", tmp_path / "one")
+    assert refused.code == 2 and "two finished models" in refused.err
 
 
 # --- predict --------------------------------------------------------------------------------------------------------

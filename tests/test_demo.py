@@ -76,7 +76,7 @@ def small(tiny, sample, tmp_path, monkeypatch):
 def test_the_demo_measures_both_classifiers_on_the_test_reviews(small, tmp_path):
     started = []
     out = tmp_path / "model"
-    result = demo.run_demo(out=out, seed=3, report=started.append)
+    result = demo.run_demo(out=out, minutes=1.0, seed=3, report=started.append)
     assert (result.labelled, result.unlabelled, result.test) == (40, 30, 50)
     measures = evaluate(Predictor.load(out), small / "test.parquet")
     train, test = (pq.read_table(small / f"{part}.parquet").to_pydict() for part in ("train", "test"))
@@ -84,7 +84,7 @@ def test_the_demo_measures_both_classifiers_on_the_test_reviews(small, tmp_path)
     assert result.accuracy == {"ulmfit": measures["accuracy"], demo.BASELINE: baseline}
     stages = [event.name for event in started if isinstance(event, StageStarted)]
     assert stages == ["tune forward", "classify forward"]
-    assert set(result.seconds) == {demo.BASELINE, *stages, "reading and saving", "predict the test reviews"}
+    assert set(result.seconds) == {demo.BASELINE, *stages, "planning, reading and saving", "predict the test reviews"}
     assert all(spent >= 0 for spent in result.seconds.values())
     assert ClassifierBundle.load(out).facts["training"]["seed"] == 3
 
@@ -94,7 +94,7 @@ def test_the_command_prints_accuracies_times_and_what_to_try_next_and_leaves_not
 ):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    ran = ulmfit("demo")
+    ran = ulmfit("demo", "--minutes", "1")
     assert ran.code == 0, ran.err
     assert "Accuracy on 50 test reviews, from 40 labels" in ran.out
     for row in ("ulmfit", demo.BASELINE, "tune forward", "classify forward", "all"):
@@ -106,6 +106,6 @@ def test_the_command_prints_accuracies_times_and_what_to_try_next_and_leaves_not
 def test_a_folder_in_use_is_refused(small, ulmfit, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/notes.txt").write_text("mine", encoding="utf-8")
-    ran = ulmfit("demo", "--out", tmp_path / "model")
+    ran = ulmfit("demo", "--minutes", "1", "--out", tmp_path / "model")
     assert ran.code == 2
     assert "is not an empty folder" in ran.err

@@ -17,8 +17,8 @@ from ulmfit.predict import evaluate_language_model
 from ulmfit.pretrained import SHIPPED, find_bundle, shipped_names
 from ulmfit.text.tokenizer import train_tokenizer
 
-MEGABYTES = 48
-"""the most that shipped models may take of everyone's disk"""
+MEGABYTES = 90
+"""of 10^6 bytes: the most that the weights of shipped models may take, so that the wheel stays under 100"""
 
 
 @pytest.fixture(autouse=True)
@@ -159,8 +159,8 @@ def test_what_cannot_be_fetched_is_told_in_one_line_with_the_reason(hub, error):
 
 
 def test_the_shipped_models_are_small():
-    sizes = [path.stat().st_size for path in SHIPPED.glob("*/*")]
-    assert sum(sizes) <= MEGABYTES * 2**20
+    sizes = [path.stat().st_size for path in SHIPPED.glob("*/*.safetensors")]
+    assert sum(sizes) <= MEGABYTES * 10**6
     assert max(sizes) < 100 * 2**20 / 2  # a repository's host refuses larger files
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ulmfit.errors import UlmfitError
     from ulmfit.generation import generate
     from ulmfit.learning.budget import Budget
+    from ulmfit.merging import merge
     from ulmfit.pipeline import pretrain, train, train_classifier, tune_language_model
     from ulmfit.predict import Prediction, Predictor, evaluate, evaluate_language_model
     from ulmfit.presets import classify_preset, pretrain_preset, tune_preset
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate",
     "evaluate_language_model",
     "generate",
+    "merge",
     "pretrain",
     "pretrain_preset",
     "train",
@@ -48,6 +50,7 @@ _HOMES = {
     "ulmfit.errors": ("UlmfitError",),
     "ulmfit.generation": ("generate",),
     "ulmfit.learning.budget": ("Budget",),
+    "ulmfit.merging": ("merge",),
     "ulmfit.pipeline": ("pretrain", "train", "train_classifier", "tune_language_model"),
     "ulmfit.predict": ("Prediction", "Predictor", "evaluate", "evaluate_language_model"),
     "ulmfit.presets": ("classify_preset", "pretrain_preset", "tune_preset"),

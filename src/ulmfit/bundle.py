@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ulmfit.bag_of_words import BagOfWords
 from ulmfit.card import model_card
 from ulmfit.config import ClassifierConfig, Config, Direction, LanguageModelConfig, Storage
 from ulmfit.errors import BundleError, ConfigError, OutputError, TokenizerError
@@ -29,6 +30,7 @@ from ulmfit.weights import read_shards, write_shards
 
 FORMAT, VERSION = "ulmfit-bundle", 1
 CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
+BAG_OF_WORDS, BAG_TOKENIZER = "bag_of_words", "bag_of_words.json"
 
 Model = TypeVar("Model", bound=nn.Module)
 ModelConfig = TypeVar("ModelConfig", bound=Config)
@@ -56,9 +58,17 @@ class Bundle(Generic[Model, ModelConfig]):
         """What this kind of bundle adds to config.json."""
         return {}
 
+    def _write_own(self, folder: Path) -> None:
+        """Write the files that this kind of bundle adds."""
+
     @classmethod
     def _own_arguments(cls, values: dict[str, Any], config: Any) -> dict[str, Any]:
         """The inverse of `_own_values`; raises ConfigError."""
+        return {}
+
+    @classmethod
+    def _read_own(cls, folder: Path, values: dict[str, Any], config: Any) -> dict[str, Any]:
+        """The inverse of `_write_own`; raises BundleError."""
         return {}
 
     def save(self, folder: Path, *, storage: Storage = "float32") -> None:
@@ -88,6 +98,7 @@ class Bundle(Generic[Model, ModelConfig]):
                 "weights": weights,
                 "facts": dict(self.facts),
             }
+            self._write_own(temporary)
             (temporary / TOKENIZER).write_text(self.tokenizer.to_json(), encoding="utf-8")
             (temporary / CARD).write_text(model_card(values), encoding="utf-8")
             (temporary / CONFIG).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -119,10 +130,7 @@ class Bundle(Generic[Model, ModelConfig]):
             )
         config: Any = cls.config_type.parse(values["model"])
         own = cls._own_arguments(values, config)
-        try:
-            tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"))
-        except (TokenizerError, OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{folder / TOKENIZER}: damaged or made by another version ({error})") from None
+        tokenizer = _read_tokenizer(folder / TOKENIZER)
         if len(tokenizer) != config.vocab_size:
             raise BundleError(
                 f"{folder}: {TOKENIZER} has {len(tokenizer)} tokens, {CONFIG} asks for {config.vocab_size}"
@@ -137,6 +145,7 @@ class Bundle(Generic[Model, ModelConfig]):
             model.load_state_dict(read_shards(folder, names, expected=model.state_dict()), assign=True)
             # Assigned tensors are plain leaves: they learn like freshly made parameters.
             models[direction] = model.requires_grad_(True).eval()
+        own |= cls._read_own(folder, values, config)
         return cls(config=config, tokenizer=tokenizer, models=models, facts=values["facts"], **own)
 
 
@@ -151,16 +160,25 @@ class LanguageModelBundle(Bundle[LanguageModel, LanguageModelConfig]):
 
 @dataclass(frozen=True)
 class ClassifierBundle(Bundle[Classifier, ClassifierConfig]):
-    """What training makes: a language model's encoder with a head, and the names of the classes."""
+    """What training makes: a language model's encoder with a head, the names of the classes, and what votes beside."""
 
     labels: Sequence[str] = ()
+    bag_of_words: BagOfWords | None = None
 
     kind = "classifier"
     config_type = ClassifierConfig
     model_type = Classifier
 
     def _own_values(self) -> dict[str, Any]:
-        return {"labels": list(self.labels)}
+        bag = self.bag_of_words
+        beside = {} if bag is None else {"bag_of_words": {"terms": len(bag.terms), "share": bag.share}}
+        return {"labels": list(self.labels), **beside}
+
+    def _write_own(self, folder: Path) -> None:
+        if self.bag_of_words is not None:
+            write_shards(self.bag_of_words.tensors(), folder, prefix=BAG_OF_WORDS, storage="float32")
+            tokenizer = self.bag_of_words.terms.tokenizer
+            (folder / BAG_TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
 
     @classmethod
     def _own_arguments(cls, values: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -168,7 +186,30 @@ class ClassifierBundle(Bundle[Classifier, ClassifierConfig]):
         names = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         if not names or len(labels) != config.head.classes or len(set(labels)) != len(labels):
             raise ConfigError(f"{CONFIG}: 'labels' must name the {config.head.classes} classes, each once")
+        bag = values.get("bag_of_words", {"terms": 0, "share": 0.0})
+        if not (
+            isinstance(bag, dict)
+            and isinstance(bag.get("terms"), int)
+            and isinstance(bag.get("share"), float)
+            and 0 <= bag["terms"] <= 2**31
+            and 0 <= bag["share"] <= 100
+        ):
+            raise ConfigError(f"{CONFIG}: 'bag_of_words' must have a number of terms and a share of 0 to 100")
         return {"labels": tuple(labels)}
+
+    @classmethod
+    def _read_own(cls, folder: Path, values: dict[str, Any], config: Any) -> dict[str, Any]:
+        bag = values.get("bag_of_words")
+        if bag is None:
+            return {}
+        expected = BagOfWords.layout(terms=bag["terms"], classes=config.head.classes)
+        names = sorted(path.name for path in folder.glob(f"{BAG_OF_WORDS}-?????-of-?????.safetensors"))
+        tensors = read_shards(folder, names, expected=expected)
+        tokenizer = _read_tokenizer(folder / BAG_TOKENIZER)
+        try:
+            return {"bag_of_words": BagOfWords.of_tensors(tensors, tokenizer=tokenizer, share=bag["share"])}
+        except ValueError as error:
+            raise BundleError(f"{folder}: {BAG_OF_WORDS} is damaged ({error}); copy the whole folder again") from None
 
 
 def read_bundle_config(folder: Path) -> dict[str, Any]:
@@ -206,6 +247,13 @@ def read_bundle_config(folder: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise BundleError(f"{path}: damaged or made by another version ({error})") from None
     return {**values, "model": config.model_dump(mode="json")}
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_json(path.read_text(encoding="utf-8"))
+    except (TokenizerError, OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: damaged or made by another version ({error})") from None
 
 
 def _are_file_names(names: Any) -> bool:

@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from ulmfit.cli_experiments import ablate, experiment
 from ulmfit.config import Direction as OneDirection
 from ulmfit.config import PredictionPrecision, PretrainConfig, RunConfig, TrainConfig, TuneConfig
+from ulmfit.config import Storage as StorageName
 from ulmfit.endings import explained_end
 from ulmfit.errors import ConfigError
 from ulmfit.flags import (
@@ -286,6 +287,24 @@ def predict(
 
 
 @app.command
+def merge(
+    *models: Annotated[Path, Parameter(help="folders of finished models, one direction each")],
+    out: Out,
+    storage: Annotated[
+        StorageName | None, Parameter(help="how the weights are stored; as the first's are if not given")
+    ] = None,
+) -> None:
+    """Make one model of a forward and a backward one, trained apart: side by side on two GPUs, for instance."""
+    from ulmfit.merging import merge as run
+
+    if len(models) < 2:
+        raise ConfigError("merge: give the folders of two finished models, a forward and a backward one")
+    bundle = run(models, out=out, storage=storage)
+    print(f"Merged: {' and '.join(bundle.directions)}")
+    _next(f"ulmfit predict {out} TEXT --out predictions.csv" if bundle.kind == "classifier" else f"ulmfit info {out}")
+
+
+@app.command
 def generate(
     model: Annotated[str, Parameter(help="a language model: en, a folder, or a hub id")],
     text: Annotated[str, Parameter(allow_leading_hyphen=True, help="what to go on with; may be empty")] = "",
@@ -336,6 +355,7 @@ def info(model: Annotated[str, Parameter(help="en, a folder, or a hub id")]) -> 
 def demo(
     *,
     out: Annotated[Path | None, Parameter(help="keep the trained model in this new folder")] = None,
+    minutes: Annotated[float, Parameter(help="for tuning and training: what fits into them on this machine")] = 6.0,
     seed: Seed = 0,
 ) -> None:
     """Train a classifier on a bundled sample of film reviews and compare it with tf-idf + logistic regression."""
@@ -343,7 +363,7 @@ def demo(
     from ulmfit.demo import run_demo
 
     with ProgressDisplay() as display:
-        result = run_demo(out=out, seed=seed, report=display)
+        result = run_demo(out=out, minutes=minutes, seed=seed, report=display)
     _print_demo(result)
 
 
@@ -376,7 +396,10 @@ def _summary(verb: str, bundle: Bundle[Any, Any], display: ProgressDisplay) -> N
 
     rows = []
     for stage, measures in bundle.facts["results"].items():
-        shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in measures.items()]
+        shown = [
+            f"{name.replace('_', ' ')} {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}"
+            for name, value in measures.items()
+        ]
         spent = f"{display.seconds[stage]:.0f} s" if stage in display.seconds else "-"
         rows.append([stage, "  ".join(shown), spent])
     console = Console()

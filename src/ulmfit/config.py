@@ -281,6 +281,12 @@ class ClassifySettings(Config):
         0.0, ge=0, le=1, description="share of the unlabelled texts, the surest, that teach a second classifier"
     )
     self_training_documents: int = Field(2_000, ge=1, description="most unlabelled texts that it is a share of")
+    bag_of_words: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="what a linear model of words and pairs counts beside the network; 0: none is made",
+    )
 
 
 class PretrainConfig(Config):

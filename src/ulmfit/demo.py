@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ulmfit.baseline import train_baseline
 from ulmfit.config import RunConfig, TrainConfig
+from ulmfit.learning.budget import Budget
 from ulmfit.pipeline import train
 from ulmfit.predict import Predictor, evaluate
 from ulmfit.presets import classify_preset, tune_preset
@@ -34,13 +35,17 @@ class DemoResult:
     """of each stage"""
 
 
-def run_demo(*, out: Path | None, seed: int, report: Report) -> DemoResult:
-    """Tune, train and test on the sample; the model is kept in `out` where that is given."""
+def run_demo(*, out: Path | None, minutes: float, seed: int, report: Report) -> DemoResult:
+    """Tune, train and test on the sample; the model is kept in `out` where that is given.
+
+    Tuning and training do what fits into the minutes on this machine, the quick preset at most.
+    """
+    budget = Budget(minutes)
     with _folder(out) as folder:
-        return _run(folder, seed=seed, report=report)
+        return _run(folder, budget=budget, seed=seed, report=report)
 
 
-def _run(out: Path, *, seed: int, report: Report) -> DemoResult:
+def _run(out: Path, *, budget: Budget, seed: int, report: Report) -> DemoResult:
     seconds: dict[str, float] = {}
 
     def timed(event: Event) -> None:
@@ -64,9 +69,14 @@ def _run(out: Path, *, seed: int, report: Report) -> DemoResult:
     )
     start = time.monotonic()
     bundle = train(
-        SAMPLE / "train.parquet", unlabelled=[SAMPLE / "unlabelled.parquet"], config=config, out=out, report=timed
+        SAMPLE / "train.parquet",
+        unlabelled=[SAMPLE / "unlabelled.parquet"],
+        config=config,
+        out=out,
+        budget=budget,
+        report=timed,
     )
-    seconds["reading and saving"] = (
+    seconds["planning, reading and saving"] = (
         time.monotonic() - start - sum(spent for name, spent in seconds.items() if name != BASELINE)
     )
     start = time.monotonic()

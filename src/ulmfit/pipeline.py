@@ -148,7 +148,7 @@ def train_classifier(
     """Train a classifier on a tuned language model's encoder, one for each of its directions that is asked for.
 
     The error of each epoch is measured on `valid`, or on a share of `labelled` held out. `unlabelled` is for
-    self-training, where the settings want it.
+    self-training and the bag of words, where the settings want them.
     """
     inputs = describe_inputs(
         labelled=[labelled],
@@ -182,6 +182,7 @@ def train_classifier(
             label_column=label_column,
             valid=valid,
             unlabelled=unlabelled,
+            domain=unlabelled,
         )
         return setting.saved(bundle)
 
@@ -252,6 +253,7 @@ def train(
             text_column=text_column,
             label_column=label_column,
             unlabelled=texts,
+            domain=unlabelled,
         )
         saved = setting.saved(bundle)
         if budget is not None and not resume:

@@ -47,6 +47,7 @@ class Predictor:
     ) -> None:
         self.labels = tuple(bundle.labels)
         self._tokenizer = bundle.tokenizer
+        self._bag_of_words = bundle.bag_of_words
         self._device = choose_device(device)
         self._dtype = choose_prediction_dtype(precision, self._device)
         self._models = {direction: model.to(self._device).eval() for direction, model in bundle.models.items()}
@@ -61,8 +62,8 @@ class Predictor:
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(texts, classes), rows in the order of `texts`, columns in the order of `labels`.
 
-        With both directions, the mean of their probabilities (ULMFiT, section 3.3). Any string has a result: an empty
-        one is the begin token alone.
+        With both directions, the mean of their probabilities (ULMFiT, section 3.3), times those of a bag of words where
+        the model has one. Any string has a result: an empty one is the begin token alone.
         """
         if not texts:
             return np.zeros((0, len(self.labels)), dtype=np.float32)
@@ -80,8 +81,11 @@ class Predictor:
                 weights=self._weights[direction],
             )
             total += logits.softmax(1)
-        mean: NDArray[np.float32] = (total / len(self._models)).numpy()
-        return mean
+        mean = total / len(self._models)
+        if self._bag_of_words is not None:
+            mean = self._bag_of_words.beside(mean, texts)
+        rows: NDArray[np.float32] = mean.numpy()
+        return rows
 
     def predict(self, texts: Iterable[str]) -> Iterator[Prediction]:
         """Predict a stream of texts, in order, some thousands held at a time."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ulmfit.config import ClassifySettings, TrainConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
 from ulmfit.learning.budget import (
+    BAG_READINGS,
     SAFETY,
     TEXT_STEP,
     Budget,
@@ -32,7 +33,9 @@ SIZES = Sizes(
     vocabulary=Vocabulary(size=8_000, tokens=80_000, exponent=0.5, limit=60_000),
     groups=5,
 )
-QUICK = TrainConfig(tune=tune_preset("quick"), classify=classify_preset("quick", labelled=300))
+QUICK = TrainConfig(tune=tune_preset("quick"), classify=classify_preset("quick", labelled=300)).override(
+    {"classify.bag_of_words": 0}
+)
 PAPER = TrainConfig(tune=tune_preset("paper"), classify=classify_preset("paper", labelled=25_000))
 
 
@@ -47,7 +50,13 @@ def epochs(config):
 
 
 def test_the_seconds_are_tokens_by_their_costs():
-    config = QUICK.override({"run.direction": "both", "classify.valid_share": 0.1, "run.checkpoint_minutes": 1e9})
+    config = QUICK.override(
+        {
+            "run.direction": "both",
+            "classify.valid_share": 0.1,
+            "run.checkpoint_minutes": 1e9,
+        }
+    )
     seconds = seconds_of(1_000, config, COSTS, SIZES)
     tokens = 80_000 + 260_000
     words = 8_000 * math.sqrt(tokens / 80_000)
@@ -57,6 +66,14 @@ def test_the_seconds_are_tokens_by_their_costs():
     # In each direction: a best model an epoch, a checkpoint a stage, two results written and read back.
     models = 2 * (2 + 10 + 2 + 4)
     assert seconds.other == pytest.approx((tokens + 80_000) * 1e-6 + models * 0.5 + 2.0)
+
+
+def test_a_bag_of_words_takes_as_long_as_some_readings_of_all_the_text():
+    without, with_it = (
+        seconds_of(1_000, QUICK.override({"classify.bag_of_words": share}), COSTS, SIZES) for share in (0, 1)
+    )
+    assert with_it.other - without.other == pytest.approx(BAG_READINGS * SIZES.tokens(SIZES.unlabelled) * 1e-6)
+    assert (with_it.tuning, with_it.classifying) == (without.tuning, without.classifying)
 
 
 def test_self_training_adds_a_look_at_its_texts_and_a_second_classifier():

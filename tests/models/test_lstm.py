@@ -42,6 +42,7 @@ def test_equals_the_equations(layer, lstm_by_equations):
     )
 
 
+@pytest.mark.skipif(not _weights_pack(torch.bfloat16), reason="needs a processor with AVX-512 or AMX for bfloat16")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_lone_row_in_half_precision_is_the_same_as_in_a_batch(threads):
     # From some width on oneDNN sums a lone row in an order of its own.

@@ -138,7 +138,7 @@ class Shelf:
                     labelled,
                     language_model=self.language_model_folder(language_model),
                     valid=data.split("valid") if measure == "valid" else None,
-                    unlabelled=data.texts if config.classify.self_training else (),
+                    unlabelled=data.texts if config.classify.self_training or config.classify.bag_of_words else (),
                     config=config,
                     out=out,
                     resume=resume,
@@ -201,7 +201,11 @@ class Shelf:
         logits = classify_documents(
             model.to(device).eval(), corpus, direction=direction, tokenizer=bundle.tokenizer, dtype=setting.dtype
         )
-        rows: NDArray[np.float32] = logits.softmax(1).numpy()
+        probabilities = logits.softmax(1)
+        if bundle.bag_of_words is not None:
+            texts = [record.text for record in read_records([test])]
+            probabilities = bundle.bag_of_words.beside(probabilities, texts)
+        rows: NDArray[np.float32] = probabilities.numpy()
         assert corpus.labels is not None
         return rows, _measures(corpus.labels, rows, list(bundle.labels))
 

@@ -48,6 +48,7 @@ class Way(Config):
     language_model_weight: float = Field(0.0, ge=0)
     language_model_decay: float = Field(1.0, gt=0, le=1)
     self_training: float = Field(0.0, ge=0, le=1)
+    bag_of_words: float = Field(0.0, ge=0, le=100)
 
 
 class RecipeSettings(Config):
@@ -115,6 +116,7 @@ def _classify(way: Way, classify: ClassifySettings, recipe: RecipeSettings, laye
         "language_model_weight": way.language_model_weight,
         "language_model_decay": way.language_model_decay,
         "self_training": way.self_training,
+        "bag_of_words": way.bag_of_words,
     }
     if way.plan != "preset":
         groups = layers + GROUPS_BESIDE_LAYERS

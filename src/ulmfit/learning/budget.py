@@ -21,6 +21,7 @@ from typing import Self
 
 from ulmfit.config import ClassifySettings, Config, Phase, TrainConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
+from ulmfit.learning.bag_of_words import MOST_UNLABELLED
 from ulmfit.training.schedules import groups_of, phases_of, phases_over_more
 
 SAFETY = 0.85
@@ -31,6 +32,8 @@ WORTH_REPEATING = 200_000
 """tokens of text below which more text comes before another epoch"""
 CHECKPOINT_MODELS = 3
 """a checkpoint has the optimizer's two moments beside the weights"""
+BAG_READINGS = 4
+"""readings of the text that take as long as a bag of words does to learn from it"""
 TUNING, CLASSIFIER = "tune.training.phases", "classify.phases"
 """the settings that a plan may change"""
 
@@ -194,6 +197,8 @@ def seconds_of(unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes)
     checkpoints = (tuning + classifying) / (60 * config.run.checkpoint_minutes)
     saving = (models + CHECKPOINT_MODELS * checkpoints) * costs.saving
     reading = (tokens + sizes.labelled_tokens) * costs.reading
+    if classify.bag_of_words:  # whatever is planned, it has some of all the text
+        reading += BAG_READINGS * sizes.tokens(min(sizes.unlabelled, MOST_UNLABELLED)) * costs.reading
     return Seconds(tuning, classifying, reading + saving + costs.fixed)
 
 

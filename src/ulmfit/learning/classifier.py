@@ -1,7 +1,8 @@
-"""Stage 3 from the inside: the loss, and one classifier a direction."""
+"""Stage 3 from the inside: the loss, one classifier a direction, and what votes beside them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ulmfit.bag_of_words import BagOfWords
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.config import (
     ClassifierConfig,
@@ -24,6 +26,7 @@ from ulmfit.config import (
     UnfreezingPlan,
 )
 from ulmfit.errors import ConfigError
+from ulmfit.learning.bag_of_words import MOST_UNLABELLED, learn_bag_of_words
 from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.reading import classify_documents, padded, pool_documents
 from ulmfit.learning.self_training import with_surest
@@ -33,6 +36,8 @@ from ulmfit.models.encoder import State
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.batches import DocumentBatches, prefetch
 from ulmfit.text.corpus import Corpus
+from ulmfit.text.draw import draw_texts
+from ulmfit.text.sources import read_records
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import ALONE, Processes
 from ulmfit.training.events import Note
@@ -51,10 +56,12 @@ def learn_classifiers(
     label_column: str,
     valid: Path | None = None,
     unlabelled: Sequence[Path] = (),
+    domain: Sequence[Path] = (),
 ) -> ClassifierBundle:
     """Train one classifier a direction and gather them in a bundle; measured on `valid`, or on a share held out.
 
-    Where the settings want self-training, those teach a second one of each direction, with the surest of `unlabelled`.
+    Where the settings want self-training, those teach a second one of each direction, with the surest of `unlabelled`;
+    where they want a bag of words, that learns from some of `domain` too.
     """
     settings, run = config.classify, setting.run
     for direction in run.directions:
@@ -81,13 +88,55 @@ def learn_classifiers(
             again = settings.model_copy(update={"phases": phases})
             models = _learn(setting, more, tuned, config, again, name="self-train")
     facts = run_facts(setting, "train", base=tuned.facts.get("base"), corpus=corpus, documents=len(corpus))
+    bag = None
+    if settings.bag_of_words and setting.processes.leads:  # who alone saves
+        columns = {"text_column": text_column, "label_column": label_column}
+        texts = [record.text for record in read_records([labelled], **columns)]
+        held_out = texts if valid is None else [record.text for record in read_records([valid], **columns)]
+        drawn = draw_texts(domain, most=MOST_UNLABELLED, seed=run.seed, text_column=text_column) if domain else []
+        bag = _learn_bag_of_words(setting, source, settings, texts, held_out, drawn, results=facts["results"])
     return ClassifierBundle(
         config=models[run.directions[0]].config,
         tokenizer=tuned.tokenizer,
         models=models,
         facts=facts,
         labels=corpus.label_names,
+        bag_of_words=bag,
     )
+
+
+def _learn_bag_of_words(
+    setting: Setting,
+    source: LabelledText,
+    settings: ClassifySettings,
+    texts: Sequence[str],
+    held_out: Sequence[str],
+    unlabelled: Sequence[str],
+    *,
+    results: dict[str, dict[str, Any]],
+) -> BagOfWords:
+    """What votes beside the classifiers; how it does alone on what was held out joins the results."""
+    began = time.monotonic()
+    labels, known = source.corpus.labels, source.valid_corpus.labels
+    assert labels is not None and known is not None
+    others = np.setdiff1d(np.arange(len(texts)), source.documents)  # held out: words without labels, as for the network
+    bag = learn_bag_of_words(
+        [texts[place] for place in source.documents],
+        labels[source.documents],
+        [*unlabelled, *(texts[place] for place in others)],
+        classes=len(source.corpus.label_names),
+        share=settings.bag_of_words,
+        seed=setting.run.seed,
+        class_weights=_class_weights(settings, source.corpus, source.documents).tolist(),
+    )
+    results["bag of words"] = {"terms": len(bag.terms)}
+    told = f"bag of words: {len(bag.terms):,} terms, {time.monotonic() - began:.0f} s"
+    if len(source.valid_documents):
+        guesses = bag.logits([held_out[place] for place in source.valid_documents]).argmax(1)
+        results["bag of words"]["accuracy"] = float((guesses == known[source.valid_documents]).mean())
+        told += f", alone right on {results['bag of words']['accuracy']:.2%} of what was held out"
+    setting.tell(Note(told))
+    return bag
 
 
 def _learn(

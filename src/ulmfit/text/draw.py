@@ -51,6 +51,17 @@ def look_at(records: Iterable[Record], *, seed: int) -> Look:
     return Look(documents, characters, tuple(few))
 
 
+def draw_texts(paths: Sequence[Path], *, most: int, seed: int, text_column: str) -> list[str]:
+    """So many texts of these files at most, drawn by the seed, read once (reservoir sampling as in `look_at`)."""
+    dice = random.Random(seed)
+    texts: list[str] = []
+    for number, record in enumerate(read_records(paths, text_column=text_column)):
+        place = number if number < most else dice.randrange(number + 1)
+        if place < most:
+            texts[place : place + 1] = [record.text]
+    return texts
+
+
 def drawn(count: int, of: int, *, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Which documents are drawn, sorted; of the same many and with the same seed, fewer are among more."""
     return np.sort(np.random.default_rng([seed, 0xD4A3]).permutation(of)[:count])

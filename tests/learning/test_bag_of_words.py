@@ -1,0 +1,153 @@
+"""What a bag of words learns from labels, and what unlabelled text adds to that."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import TruncatedSVD
+from sklearn.linear_model import LogisticRegression
+
+from ulmfit.bag_of_words import encoded
+from ulmfit.bundle import ClassifierBundle
+from ulmfit.config import ClassifyConfig
+from ulmfit.learning import bag_of_words
+from ulmfit.learning.bag_of_words import learn_bag_of_words, terms_of
+from ulmfit.pipeline import train_classifier
+from ulmfit.predict import Predictor
+from ulmfit.text.tokenizer import Tokenizer
+from ulmfit.text.words import SPECIALS
+
+LETTERS = "abcdefghijklmnopqrst"
+GOOD, BAD, NEUTRAL = ([f"{kind}{letter}" for letter in LETTERS] for kind in ("good", "bad", "neutral"))
+
+
+def text_of(generator, telling, count=4):
+    words = np.concatenate([generator.choice(telling, count), generator.choice(NEUTRAL, 8)])
+    return " ".join(generator.permutation(words))
+
+
+def labelled(count, *, words=20, seed=0, classes=(GOOD, BAD)):
+    """Texts of each class in turn, with the first so many of its telling words, and their labels."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % len(classes)
+    return [text_of(generator, classes[label][:words]) for label in labels], labels
+
+
+def unlabelled(count, seed=1):
+    generator = np.random.default_rng(seed)
+    return [text_of(generator, (GOOD, BAD)[place % 2], count=8) for place in range(count)]
+
+
+def right(model, texts, labels):
+    return float((model.logits(texts).argmax(1) == labels).mean())
+
+
+def learnt(texts, labels, more=(), classes=2, **given):
+    return learn_bag_of_words(texts, labels, more, classes=classes, share=1.0, seed=0, **given)
+
+
+def test_words_that_only_unlabelled_text_has_are_understood_by_the_company_they_keep(monkeypatch):
+    monkeypatch.setattr(bag_of_words, "DIRECTIONS", 5)
+    few = labelled(12, words=4)
+    unseen = labelled(200, seed=5, classes=(GOOD[4:], BAD[4:]))
+    assert right(learnt(*few, unlabelled(400)), *unseen) > 0.95
+    assert right(learnt(*few), *unseen) < 0.75
+
+
+def test_the_table_is_the_mean_of_both_regressions(monkeypatch):
+    monkeypatch.setattr(bag_of_words, "TERM_STRENGTHS", (10.0,))
+    monkeypatch.setattr(bag_of_words, "DIRECTION_STRENGTHS", (10.0,))
+    monkeypatch.setattr(bag_of_words, "DIRECTIONS", 5)
+    (texts, labels), more, (probe, _) = labelled(60), unlabelled(40), labelled(20, seed=9)
+    model = learnt(texts, labels, more)
+    rows, others, unseen = (
+        model.terms.vectors(encoded(model.terms.tokenizer, given)) for given in (texts, more, probe)
+    )
+    seen = TruncatedSVD(5, n_iter=2, random_state=0)
+    seen.fit(np.concatenate([rows.toarray(), others.toarray()]))
+    logits = [
+        LogisticRegression(C=10.0, max_iter=1000).fit(inputs, labels).decision_function(given)
+        for inputs, given in ((rows, unseen), (seen.transform(rows), seen.transform(unseen)))
+    ]
+    found = model.logits(probe)
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], np.mean(logits, 0), rtol=1e-2, atol=1e-2)
+
+
+def test_the_same_seed_gives_the_same_model():
+    first, second = (learnt(*labelled(30), unlabelled(50)) for _ in range(2))
+    for name, tensor in first.tensors().items():
+        assert tensor.equal(second.tensors()[name])
+
+
+def test_three_classes_are_told_apart():
+    classes = (GOOD, BAD, NEUTRAL[:10])
+    assert right(learnt(*labelled(90, classes=classes), classes=3), *labelled(90, classes=classes, seed=3)) > 0.9
+
+
+def test_a_lone_text_of_each_class_is_enough():
+    model = learnt(*labelled(2, words=2))
+    assert model.weights.shape == (len(model.terms), 2)
+    assert np.isfinite(model.weights).all()
+
+
+def test_a_class_that_weighs_more_is_likelier():
+    texts, labels = labelled(30)
+    probe, _ = labelled(200, seed=4)
+    plain, heavy = (learnt(texts, labels, class_weights=weights) for weights in (None, [20.0, 1.0]))
+    margins = [model.logits(probe) @ [1, -1] for model in (plain, heavy)]
+    assert (margins[1] > margins[0]).mean() > 0.9
+
+
+def test_terms_are_the_most_frequent_and_in_three_texts_at_least(monkeypatch):
+    tokenizer = Tokenizer((*SPECIALS, "a", "b", "c", "d"))
+    a, b, c, d = range(len(SPECIALS), len(SPECIALS) + 4)
+    documents = [np.array(ids) for ids in ([2, a, b, a], [2, a, b], [2, a, c, b], [2, d, d, d])]
+    terms = terms_of(documents, tokenizer)
+    assert terms.keys.tolist() == [a, b]
+    assert terms.rarity == pytest.approx(np.log(5 / 4) + 1)
+    monkeypatch.setattr(bag_of_words, "MOST_TERMS", 1)
+    assert terms_of(documents, tokenizer).keys.tolist() == [a]
+
+
+# --- a whole run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def taught(tiny, tmp_path_factory):
+    """A classifier of both directions with a bag of words, and its folder."""
+    out = tmp_path_factory.mktemp("bag") / "model"
+    config = ClassifyConfig().override({**tiny.settings("classify"), "classify.bag_of_words": 0.5})
+    return train_classifier(
+        tiny.labelled, language_model=tiny.tuned, unlabelled=[tiny.unlabelled], config=config, out=out
+    ), out
+
+
+def test_a_bag_of_words_comes_with_the_model_and_is_told_of(taught):
+    bundle, out = taught
+    bag = bundle.bag_of_words
+    assert bag is not None and bag.share == 0.5
+    assert bundle.facts["results"]["bag of words"]["terms"] == len(bag.terms) > 20
+    assert 0.5 < bundle.facts["results"]["bag of words"]["accuracy"] <= 1
+    assert "bag of words: terms" in (out / "README.md").read_text(encoding="utf-8")
+    again = ClassifierBundle.load(out).bag_of_words
+    assert all(tensor.equal(again.tensors()[name]) for name, tensor in bag.tensors().items())
+
+
+def test_a_prediction_is_the_directions_mean_times_the_bag_of_words(taught, tiny):
+    bundle, _ = taught
+    texts = [text for text, _ in tiny.reviews(30, seed=8)] + ["", "words never seen"]
+    network = torch.from_numpy(Predictor(replace(bundle, bag_of_words=None)).probabilities(texts))
+    expected = bundle.bag_of_words.beside(network, texts).numpy()
+    found = Predictor(bundle).probabilities(texts)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(found - network.numpy()).max() > 0.01
+    np.testing.assert_allclose(Predictor(bundle).probabilities(texts[:1]), found[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_without_one_nothing_is_written_of_it(tiny, tmp_path):
+    config = ClassifyConfig().override(tiny.settings("classify", classify__phases=[{"rate": 0.01}]))
+    bundle = train_classifier(tiny.labelled, language_model=tiny.tuned, config=config, out=tmp_path / "model")
+    assert bundle.bag_of_words is None
+    assert not list((tmp_path / "model").glob("bag_of_words*"))
+    assert "bag" not in (tmp_path / "model" / "config.json").read_text(encoding="utf-8").split('"facts"')[0]
