@@ -90,11 +90,17 @@ def learn_classifiers(
     facts = run_facts(setting, "train", base=tuned.facts.get("base"), corpus=corpus, documents=len(corpus))
     bag = None
     if settings.bag_of_words and setting.processes.leads:  # who alone saves
-        columns = {"text_column": text_column, "label_column": label_column}
-        texts = [record.text for record in read_records([labelled], **columns)]
-        held_out = texts if valid is None else [record.text for record in read_records([valid], **columns)]
-        drawn = draw_texts(domain, most=MOST_UNLABELLED, seed=run.seed, text_column=text_column) if domain else []
-        bag = _learn_bag_of_words(setting, source, settings, texts, held_out, drawn, results=facts["results"])
+        bag, results = _learn_bag_of_words(
+            setting,
+            source,
+            settings,
+            labelled=labelled,
+            valid=valid,
+            domain=domain,
+            text_column=text_column,
+            label_column=label_column,
+        )
+        facts["results"]["bag of words"] = results
     return ClassifierBundle(
         config=models[run.directions[0]].config,
         tokenizer=tuned.tokenizer,
@@ -109,34 +115,40 @@ def _learn_bag_of_words(
     setting: Setting,
     source: LabelledText,
     settings: ClassifySettings,
-    texts: Sequence[str],
-    held_out: Sequence[str],
-    unlabelled: Sequence[str],
     *,
-    results: dict[str, dict[str, Any]],
-) -> BagOfWords:
-    """What votes beside the classifiers; how it does alone on what was held out joins the results."""
+    labelled: Path,
+    valid: Path | None,
+    domain: Sequence[Path],
+    text_column: str,
+    label_column: str,
+) -> tuple[BagOfWords, dict[str, Any]]:
+    """What votes beside the classifiers, and its results: its terms, and its accuracy alone on what was held out."""
     began = time.monotonic()
+    columns = {"text_column": text_column, "label_column": label_column}
+    seed = setting.run.seed
+    texts = [record.text for record in read_records([labelled], **columns)]
+    drawn = draw_texts(domain, most=MOST_UNLABELLED, seed=seed, text_column=text_column) if domain else []
+    others = np.setdiff1d(np.arange(len(texts)), source.documents)  # held out: words without labels, as for the network
     labels, known = source.corpus.labels, source.valid_corpus.labels
     assert labels is not None and known is not None
-    others = np.setdiff1d(np.arange(len(texts)), source.documents)  # held out: words without labels, as for the network
     bag = learn_bag_of_words(
         [texts[place] for place in source.documents],
         labels[source.documents],
-        [*unlabelled, *(texts[place] for place in others)],
+        [*drawn, *(texts[place] for place in others)],
         classes=len(source.corpus.label_names),
         share=settings.bag_of_words,
-        seed=setting.run.seed,
+        seed=seed,
         class_weights=_class_weights(settings, source.corpus, source.documents).tolist(),
     )
-    results["bag of words"] = {"terms": len(bag.terms)}
+    results: dict[str, Any] = {"terms": len(bag.terms)}
     told = f"bag of words: {len(bag.terms):,} terms, {time.monotonic() - began:.0f} s"
     if len(source.valid_documents):
+        held_out = texts if valid is None else [record.text for record in read_records([valid], **columns)]
         guesses = bag.logits([held_out[place] for place in source.valid_documents]).argmax(1)
-        results["bag of words"]["accuracy"] = float((guesses == known[source.valid_documents]).mean())
-        told += f", alone right on {results['bag of words']['accuracy']:.2%} of what was held out"
+        results["accuracy"] = float((guesses == known[source.valid_documents]).mean())
+        told += f", alone right on {results['accuracy']:.2%} of what was held out"
     setting.tell(Note(told))
-    return bag
+    return bag, results
 
 
 def _learn(

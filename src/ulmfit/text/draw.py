@@ -30,13 +30,13 @@ class Look:
 
 
 def look_at(records: Iterable[Record], *, seed: int) -> Look:
-    """Read all, once; memory holds the sample alone (reservoir sampling, Vitter 1985, algorithm R)."""
+    """Read all, once; memory holds the sample alone."""
     dice = random.Random(seed)
     sample: list[Record] = []
     documents = characters = 0
     for record in records:
         characters += len(record.text)
-        place = documents if documents < _SAMPLED else dice.randrange(documents + 1)
+        place = _seat(documents, seats=_SAMPLED, dice=dice)
         documents += 1
         if place < _SAMPLED:
             kept = replace(record, text=record.text[:_LONGEST])
@@ -51,12 +51,17 @@ def look_at(records: Iterable[Record], *, seed: int) -> Look:
     return Look(documents, characters, tuple(few))
 
 
+def _seat(number: int, *, seats: int, dice: random.Random) -> int:
+    """Which place of a sample the document of this number takes, beyond all for none (Vitter 1985, algorithm R)."""
+    return number if number < seats else dice.randrange(number + 1)
+
+
 def draw_texts(paths: Sequence[Path], *, most: int, seed: int, text_column: str) -> list[str]:
-    """So many texts of these files at most, drawn by the seed, read once (reservoir sampling as in `look_at`)."""
+    """So many texts of these files at most, drawn by the seed; memory holds no more of them."""
     dice = random.Random(seed)
     texts: list[str] = []
     for number, record in enumerate(read_records(paths, text_column=text_column)):
-        place = number if number < most else dice.randrange(number + 1)
+        place = _seat(number, seats=most, dice=dice)
         if place < most:
             texts[place : place + 1] = [record.text]
     return texts
