@@ -189,6 +189,12 @@ def test_what_is_given_by_hand_stays():
     assert epochs(plan(1.7, keep=["tune.training.window"]).config)[0] == (1,)
 
 
+def test_a_budget_that_is_not_strict_takes_the_least_plan_where_none_fits_and_else_the_same():
+    least = choose(COSTS, SIZES, QUICK, Budget(0.1, strict=False))
+    assert (least.unlabelled, epochs(least.config)) == (0, ((1,), (1, 1)))
+    assert choose(COSTS, SIZES, QUICK, Budget(9, strict=False)) == plan(9)
+
+
 def test_too_few_minutes_are_an_error_that_names_the_least_that_would_do():
     with pytest.raises(
         ConfigError, match=r"^--minutes 1: too few for an epoch of each phase on the 300 labelled"

@@ -40,11 +40,15 @@ TUNING, CLASSIFIER = "tune.training.phases", "classify.phases"
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Minutes from `began` on, and the settings, by dotted name, that are not to be changed for them."""
+    """Minutes from `began` on, and the settings, by dotted name, that are not to be changed for them.
+
+    Where they are too few for the least plan there is, that is an error if `strict`, else it is taken all the same.
+    """
 
     minutes: float
     keep: Collection[str] = ()
     began: float = field(default_factory=time.monotonic)
+    strict: bool = True
 
     def __post_init__(self) -> None:
         """Raise ConfigError where there is no time at all."""
@@ -147,13 +151,16 @@ class Plan(Config):
 
 
 def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, spent: float = 0.0) -> Plan:
-    """The largest plan whose seconds fit what is left of the budget; ConfigError, with the least, where none does."""
+    """The largest plan whose seconds fit what is left of the budget.
+
+    Where none does: ConfigError, with the least minutes that would do, or the smallest if the budget is not strict.
+    """
     most = SAFETY * (60 * budget.minutes - spent)
     chosen: _Point | None = None
     total = 0.0
     for point in _path(costs, sizes, config, budget):
         seconds = point.seconds(costs, sizes, config).total
-        if seconds > most:
+        if seconds > most and (budget.strict or chosen is not None):
             break
         chosen, total = point, seconds
     if chosen is None:
