@@ -16,13 +16,13 @@ from ulmfit.config import (
     TuneSettings,
     UnfreezingPlan,
 )
-from ulmfit.presets import FEW_LABELS, classify_preset, pretrain_preset, tune_preset
+from ulmfit.presets import FEW_LABELS, VERY_FEW_LABELS, classify_preset, pretrain_preset, tune_preset
 from ulmfit.training.schedules import groups_of, phases_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = get_args(PresetName)
-AMOUNTS = {"few": FEW_LABELS - 1, "many": FEW_LABELS}
+AMOUNTS = {"very few": VERY_FEW_LABELS - 1, "few": FEW_LABELS - 1, "many": FEW_LABELS}
 LANGUAGE_MODEL_GROUPS, CLASSIFIER_GROUPS = 4, 5
 """an embedding and three layers, and the head"""
 
@@ -56,9 +56,10 @@ def test_every_preset_trains_layer_groups_that_there_are_and_all_of_them_in_the_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_few_labels_and_many_are_learnt_from_differently(name):
-    few, many = (classify_preset(name, labelled=labelled) for labelled in AMOUNTS.values())
+    very_few, few, many = (classify_preset(name, labelled=labelled) for labelled in AMOUNTS.values())
     assert few != many
-    assert few == classify_preset(name, labelled=2)
+    assert few == classify_preset(name, labelled=VERY_FEW_LABELS)
+    assert very_few == classify_preset(name, labelled=2)
     assert many == classify_preset(name, labelled=10**6)
     assert few.valid_share == 0, "with few labels nothing is held out"
 
@@ -87,7 +88,8 @@ def test_tune_uses_its_preset(ulmfit, tiny, tmp_path, name):
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_train_uses_the_preset_for_its_number_of_labels(ulmfit, tiny, tmp_path, monkeypatch, name, amount):
     labelled = tiny.file("dozen", 12, seed=13)
-    monkeypatch.setattr(presets, "FEW_LABELS", {"few": 13, "many": 12}[amount])
+    monkeypatch.setattr(presets, "FEW_LABELS", 12 if amount == "many" else 13)
+    monkeypatch.setattr(presets, "VERY_FEW_LABELS", 13 if amount == "very few" else 12)
     assert ulmfit("train", labelled, "--base", tiny.base, "--out", tmp_path / "out", "--preset", name).code == 0
     monkeypatch.undo()
     expected = TrainConfig(tune=tune_preset(name), classify=classify_preset(name, labelled=AMOUNTS[amount]))
