@@ -15,7 +15,7 @@ from ulmfit.errors import ConfigError, ProcessError
 from ulmfit.experiments.lines import RESULTS, append_line, read_lines
 from ulmfit.experiments.products import Shelf
 from ulmfit.experiments.recipes import EXPERIMENTS
-from ulmfit.experiments.runner import Run, known_base, parts_of, prepare_all, run_experiment
+from ulmfit.experiments.runner import Run, known_base, parts_of, prepare_all, run_experiment, run_of
 from ulmfit.experiments.workers import work_side_by_side
 from ulmfit.pipeline import train_classifier
 from ulmfit.predict import Predictor, evaluate
@@ -139,8 +139,9 @@ def test_a_classifier_that_two_experiments_have_is_trained_once(everything):
     ]
     assert len({line["digest"] for line in same}) == 1
     assert len({json.dumps(line["epochs"]) for line in same}) == 1
-    neural = [line for line in everything.lines if line["row"] not in ("tf-idf", "both")]
-    assert len(stages(everything.events, "classify")) == len({line["digest"] for line in neural})
+    data = prepare_all([everything.task], everything.options)[everything.task.name]
+    parts = [part for line in everything.lines for part in parts_of(run_of(line), data, everything.options)]
+    assert len(stages(everything.events, "classify")) == len({part.classifier for part in parts})
 
 
 def test_language_models_of_drawn_texts_are_not_kept(everything):

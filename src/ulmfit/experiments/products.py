@@ -115,7 +115,7 @@ class Shelf:
 
                 _from_checkpoint_or_anew(out, tune)
         history = read_bundle_config(out)["facts"]["history"]
-        return Measured(key, _epochs(history), sum(record["seconds"] for record in history))
+        return Measured(key, _epochs(history), _seconds(history))
 
     def forget_language_model(self, key: str) -> None:
         """Remove one that no other run will ask for."""
@@ -152,9 +152,7 @@ class Shelf:
             probabilities = measures = None
             if measure == "test":
                 probabilities, measures = self._test(bundle, data.split("test"), config)
-            measured = Measured(
-                key, _epochs(history), sum(record["seconds"] for record in history), probabilities, measures
-            )
+            measured = Measured(key, _epochs(history), _seconds(history), probabilities, measures)
             self._keep(measured)
             shutil.rmtree(out, ignore_errors=True)
             return measured
@@ -252,6 +250,11 @@ def _measures(labels: NDArray[Any], rows: NDArray[np.float32], names: list[str])
 
 def _epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: record[key] for key in ("stage", *EPOCH_KEYS) if key in record} for record in history]
+
+
+def _seconds(history: list[dict[str, Any]]) -> float:
+    """Of all stages; an epoch's are counted from the beginning of its stage."""
+    return float(sum({record["stage"]: record["seconds"] for record in history}.values()))
 
 
 def _from_checkpoint_or_anew(out: Path, make: Any) -> None:

@@ -47,8 +47,8 @@ class Way(Config):
     schedule: Schedule = "slanted_triangular"
     language_model_weight: float = Field(0.0, ge=0)
     language_model_decay: float = Field(1.0, gt=0, le=1)
-    self_training: float = Field(0.0, ge=0, le=1)
-    bag_of_words: float = Field(0.0, ge=0, le=100)
+    self_training: float | None = Field(None, ge=0, le=1, description="as the preset has it with its phases, else 0")
+    bag_of_words: float | None = Field(None, ge=0, le=100, description="the same")
 
 
 class RecipeSettings(Config):
@@ -115,9 +115,11 @@ def _classify(way: Way, classify: ClassifySettings, recipe: RecipeSettings, laye
     changed: dict[str, Any] = {
         "language_model_weight": way.language_model_weight,
         "language_model_decay": way.language_model_decay,
-        "self_training": way.self_training,
-        "bag_of_words": way.bag_of_words,
     }
+    for name in ("self_training", "bag_of_words"):
+        given = getattr(way, name)
+        if given is not None or way.plan != "preset":
+            changed[name] = given or 0.0
     if way.plan != "preset":
         groups = layers + GROUPS_BESIDE_LAYERS
         epochs = recipe.epochs or epochs_of(classify.phases, layers=layers)
