@@ -105,9 +105,9 @@ def classify_preset(name: PresetName, *, labelled: int) -> ClassifySettings:
     optimizer = OptimizerConfig(beta1=0.8, weight_decay=0.05, gradient_clip=1.0)
     long = name == "paper"
     # IMDb, all labels, 2,500 reviews held out: error 5.48 with 128 documents a batch, 4.96 with 64 (two seeds), 4.86
-    # with 32 in twice the time, 5.30 with label smoothing of .1. All layers at once from the start came to 4.64, but to 5.08
-    # in its last epoch, and unfreezing at other rates to 4.92, so the schedule stays. TREC-6 and AG News gain from small
-    # batches too (docs/results, defaults).
+    # with 32 in twice the time, 5.30 with label smoothing of .1. All layers at once from the start came to 4.64, but to
+    # 5.08 in its last epoch, and unfreezing at other rates to 4.92, so the schedule stays. TREC-6 and AG News gain from
+    # small batches too (docs/results, defaults).
     return ClassifySettings(
         dropout_multiplier=0.8,
         batch_size=64,

@@ -174,7 +174,7 @@ EXPERIMENTS = (
         "words. Semi-supervised: on all the task's text. The paper draws validation error and prints no numbers; here "
         "it is test error: of the last epoch, or, from 2,000 labels on, of the epoch that was best on a tenth of the "
         "drawn labels. Rows that the paper does not have. Self-training: a second classifier learns as well from "
-        "half of some unlabelled texts (classify.self_training_documents), those that the first one is surest of, as it "
+        "half of some unlabelled texts (classify.self_training_documents), the ones that the first is surest of, as it "
         "labels them. Bag of words: a linear model of words and pairs, made from the same labels and text, votes "
         "beside the network. Both directions: the mean of a forward and a backward classifier, each all of its own.",
     ),
