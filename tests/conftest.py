@@ -302,7 +302,7 @@ def two_processes(forks: Any, tmp_path: Path) -> Callable[[str], list[tuple[int,
             processes.append(forks.Process(target=exec, args=(source, {"__name__": "program"}), daemon=True))
             processes[-1].start()
         for process in processes:
-            process.join(60)
+            process.join(180)
             if process.is_alive():
                 process.kill()
                 process.join()

@@ -28,7 +28,7 @@ LAYERS = (
     {"estimator", "serve", "experiments", "demo"},
     {"__init__"},
     {"console", "flags"},
-    {"cli_experiments", "endings"},
+    {"summaries", "cli_experiments", "endings"},
     {"cli", "__main__"},
 )
 HEIGHT = {unit: height for height, layer in enumerate(LAYERS) for unit in layer}

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
@@ -35,11 +35,6 @@ from ulmfit.flags import (
     parse_settings,
     with_settings,
 )
-
-if TYPE_CHECKING:
-    from ulmfit.bundle import Bundle
-    from ulmfit.console import ProgressDisplay
-    from ulmfit.demo import DemoResult
 
 app = App(
     name="ulmfit",
@@ -77,6 +72,7 @@ def pretrain(
     from ulmfit.console import ProgressDisplay
     from ulmfit.pipeline import pretrain as run
     from ulmfit.presets import pretrain_preset
+    from ulmfit.summaries import show_run
 
     config = PretrainConfig(
         run=RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage}),
@@ -97,7 +93,7 @@ def pretrain(
         )
     if follows():
         return
-    _summary("Pretrained", bundle, display)
+    show_run("Pretrained", bundle, display)
     _next(f"ulmfit tune TEXT... --base {out} --out tuned")
 
 
@@ -127,6 +123,7 @@ def tune(
     from ulmfit.console import ProgressDisplay
     from ulmfit.pipeline import tune_language_model
     from ulmfit.presets import tune_preset
+    from ulmfit.summaries import show_run
 
     run = RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage})
     config = with_settings(TuneConfig(run=run, tune=tune_preset(preset)), {}, settings)
@@ -144,7 +141,7 @@ def tune(
         )
     if follows():
         return
-    _summary("Tuned", bundle, display)
+    show_run("Tuned", bundle, display)
     _next(f"ulmfit train LABELLED --base {out} --out model")
 
 
@@ -188,6 +185,7 @@ def train(
     from ulmfit.predict import Predictor, evaluate
     from ulmfit.presets import classify_preset, tune_preset
     from ulmfit.run_folder import RunFolder
+    from ulmfit.summaries import show_classifier, show_run
 
     counts = check_labels(labelled, text_column=text_column, label_column=label_column)
     if test is not None:
@@ -215,11 +213,11 @@ def train(
         )
     if follows():
         return
-    _summary("Trained", bundle, display)
+    show_run("Trained", bundle, display)
     if test is not None:
         measures = evaluate(Predictor(bundle, device=device), test, text_column=text_column, label_column=label_column)
         RunFolder(out).write_json("test.json", measures)
-        _print_measures(test.name, measures)
+        show_classifier(test.name, measures)
     _next(f"ulmfit predict {out} TEXT --out predictions.csv")
 
 
@@ -239,6 +237,7 @@ def evaluate(
     from ulmfit.predict import Predictor, evaluate_language_model
     from ulmfit.predict import evaluate as measure
     from ulmfit.pretrained import find_bundle
+    from ulmfit.summaries import show_classifier, show_language_model
 
     folder = find_bundle(model)
     if read_bundle_config(folder)["kind"] == LanguageModelBundle.kind:
@@ -249,11 +248,11 @@ def evaluate(
         measures = evaluate_language_model(
             LanguageModelBundle.load(folder), [labelled], text_column=text_column, device=device, precision=precision
         )
-        show = _print_language_model_measures
+        show = show_language_model
     else:
         predictor = Predictor.load(folder, device=device, precision=precision)
         measures = measure(predictor, labelled, text_column=text_column, label_column=label_column)
-        show = _print_measures
+        show = show_classifier
     if json_:
         print(json.dumps(measures))
     else:
@@ -361,10 +360,12 @@ def demo(
     """Train a classifier on a bundled sample of film reviews and compare it with tf-idf + logistic regression."""
     from ulmfit.console import ProgressDisplay
     from ulmfit.demo import run_demo
+    from ulmfit.summaries import show_demo
 
     with ProgressDisplay() as display:
         result = run_demo(out=out, minutes=minutes, seed=seed, report=display)
-    _print_demo(result)
+    show_demo(result)
+    _next("ulmfit train LABELLED --unlabelled TEXT... --out model")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -386,80 +387,6 @@ def _check_known(test: Path, labels: list[str], *, text_column: str, label_colum
                 f"{record.source}, row {record.row + 1}: the label {record.label!r} is not among the training labels "
                 f"{', '.join(labels)}"
             )
-
-
-def _summary(verb: str, bundle: Bundle[Any, Any], display: ProgressDisplay) -> None:
-    """The short tables at a run's end."""
-    from rich.console import Console
-
-    from ulmfit.console import profile_table, table
-
-    rows = []
-    for stage, measures in bundle.facts["results"].items():
-        shown = [
-            f"{name.replace('_', ' ')} {f'{value:,}' if isinstance(value, int) else f'{value:.4g}'}"
-            for name, value in measures.items()
-        ]
-        spent = f"{display.seconds[stage]:.0f} s" if stage in display.seconds else "-"
-        rows.append([stage, "  ".join(shown), spent])
-    console = Console()
-    console.print(table(verb, ["stage", "measures", "time"], rows))
-    if display.parts:
-        console.print(profile_table(display))
-
-
-def _print_measures(title: str, measures: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from ulmfit.console import table
-
-    console = Console()
-    overall = [
-        ["texts", f"{measures['count']:,}"],
-        ["accuracy", f"{measures['accuracy']:.2%}"],
-        ["error", f"{measures['error']:.2%}"],
-        ["macro F1", f"{measures['macro_f1']:.4f}"],
-        ["log loss", f"{measures['log_loss']:.4f}"],
-    ]
-    console.print(table(title, ["measure", "value"], overall))
-    names = list(measures["classes"])
-    rows = [
-        [
-            name,
-            *(f"{values[key]:.4f}" for key in ("precision", "recall", "f1")),
-            str(values["count"]),
-            *map(str, confused),
-        ]
-        for (name, values), confused in zip(measures["classes"].items(), measures["confusion"], strict=True)
-    ]
-    headings = ["true class", "precision", "recall", "F1", "texts", *(f"as {name}" for name in names)]
-    console.print(table("By class", headings, rows))
-
-
-def _print_language_model_measures(title: str, measures: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from ulmfit.console import table
-
-    rows = [
-        [direction, f"{values['perplexity']:.2f}", f"{values['bits_per_character']:.4f}"]
-        for direction, values in measures["directions"].items()
-    ]
-    counts = f"{measures['tokens']:,} tokens, {measures['unknown']:.2%} unknown"
-    Console().print(table(f"{title}: {counts}", ["direction", "perplexity", "bits per character"], rows))
-
-
-def _print_demo(result: DemoResult) -> None:
-    from rich.console import Console
-
-    from ulmfit.console import table
-
-    title = f"Accuracy on {result.test:,} test reviews, from {result.labelled} labels"
-    Console().print(table(title, ["classifier", "accuracy"], [[n, f"{a:.1%}"] for n, a in result.accuracy.items()]))
-    times = [[name, f"{spent:.0f} s"] for name, spent in result.seconds.items()]
-    times.append(["all", f"{sum(result.seconds.values()):.0f} s"])
-    Console().print(table("Time", ["stage", "time"], times))
-    _next("ulmfit train LABELLED --unlabelled TEXT... --out model")
 
 
 def _next(command: str) -> None:

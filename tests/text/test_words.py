@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ulmfit.text.words import SPECIALS, Token, chunk_tokens
+from ulmfit.text.words import SPECIALS, Token, chunk_tokens, plain_word
 
 
 def texts(chunk: str, *, whole_runs: bool = False) -> str:
@@ -157,6 +157,18 @@ def test_letter_repetition_agrees_with_grouping_letter_by_letter(word: str) -> N
         elif word[0].isupper():
             expected.insert(0, "xxmaj")
     assert texts(word).split() == expected
+
+
+@given(st.text(alphabet="abAB1'\u00e9", min_size=1, max_size=12) | st.sampled_from(SPECIALS))
+@example("I")
+@example("The")
+@example("NOT")
+@example("iPhone")
+@example("soooo")
+def test_a_word_of_ascii_letters_is_told_without_its_characters(chunk: str) -> None:
+    texts = tuple(token.text for token in chunk_tokens(chunk))
+    plain = chunk.isascii() and chunk.isalpha() and "xxrep" not in texts and "xxunk" not in texts
+    assert plain_word(chunk) == (texts if plain else None)
 
 
 @given(st.text(alphabet=".!?-", min_size=1, max_size=30))

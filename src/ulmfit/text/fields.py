@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, groupby, islice
+from itertools import chain, compress, count, groupby, islice
 from operator import eq, itemgetter
 
 from ulmfit.text.chunks import alphabet, locate_chunks, split_chunks
@@ -20,11 +20,26 @@ def split_fields(text: str) -> list[str]:
     Only such a field contains a space. Repeated words are rare: the common path pays one comparison per field.
     """
     if "<" in text:
-        text = _blank_breaks(text)
+        text = _BREAK.sub(" ", text)
     fields = text.split()
-    if any(map(eq, fields, islice(fields, 1, None))) and (runs := _find_word_runs(text)):
+    if _may_repeat(fields) and (runs := _find_word_runs(text)):
         return [field for field, _, _ in _cut(text, runs)]
     return fields
+
+
+def _may_repeat(fields: list[str]) -> bool:
+    """Whether a field and those beside it hold a word as often as `_find_word_runs` asks for; two alike are common."""
+    known = -1
+    for first in compress(count(), map(eq, fields, islice(fields, 1, None))):
+        if first < known:
+            continue
+        word = fields[first]
+        known = next((place for place in range(first, len(fields)) if fields[place] != word), len(fields))
+        before = first > 0 and fields[first - 1].endswith(word)
+        after = known < len(fields) and fields[known].startswith(word)
+        if known - first + before + after >= REPEATED:
+            return True
+    return False
 
 
 def locate_fields(text: str) -> Iterator[Token]:
@@ -47,22 +62,22 @@ def _find_word_runs(text: str) -> list[Token]:
     runs: list[Token] = []
     position = 0
     for word, group in groupby(fields, key=itemgetter(0)):
-        count = sum(1 for _ in group)
-        first, last = position, position + count - 1
-        position += count
-        if count < REPEATED - 2 or not _is_one_word(word):
+        times = sum(1 for _ in group)
+        first, last = position, position + times - 1
+        position += times
+        if times < REPEATED - 2 or not _is_one_word(word):
             continue
         start, end = fields[first].start, fields[last].end
         if first > 0:
             before = fields[first - 1]
             if Token(word, len(before.text) - len(word), len(before.text)) in _chunk_spans(before.text):
-                start, count = before.end - len(word), count + 1
+                start, times = before.end - len(word), times + 1
         if position < len(fields):
             after = fields[position]
             if Token(word, 0, len(word)) in _chunk_spans(after.text):
-                end, count = after.start + len(word), count + 1
-        if count >= REPEATED:
-            runs.append(Token(f"{count} {word}", start, end))
+                end, times = after.start + len(word), times + 1
+        if times >= REPEATED:
+            runs.append(Token(f"{times} {word}", start, end))
     return runs
 
 

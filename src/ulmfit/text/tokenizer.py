@@ -18,7 +18,7 @@ from ulmfit.text.fields import locate_tokens, split_fields
 from ulmfit.text.memo import Memo
 from ulmfit.text.readable import readable
 from ulmfit.text.subwords import SubwordModel, join_pieces, train_subwords
-from ulmfit.text.words import BEGIN, PADDING, SPECIALS, UNKNOWN, Token, chunk_tokens
+from ulmfit.text.words import BEGIN, PADDING, SPECIALS, UNKNOWN, Token, chunk_tokens, plain_word
 
 __all__ = ["Token", "Tokenizer", "build_tokenizer", "count_tokens", "train_tokenizer"]
 
@@ -96,9 +96,13 @@ class Tokenizer:
         return readable(join_pieces(words) if self.subwords else words)
 
     def _encode_field(self, field: str) -> tuple[int, ...]:
+        if field.isascii() and field.isalpha():  # one chunk
+            return self._chunk_ids[field]
         return tuple(chain.from_iterable(map(self._chunk_ids.__getitem__, split_chunks(field))))
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
+        if self.subwords is None and (texts := plain_word(chunk)):
+            return tuple(map(self.id, texts))
         return tuple(self.id(token.text) for token in self._divide_chunk(chunk))
 
     def _divide_chunk(self, chunk: str) -> tuple[Token, ...]:

@@ -56,6 +56,20 @@ def chunk_tokens(chunk: str, *, whole_runs: bool = False) -> tuple[Token, ...]:
     return tuple(_word_tokens(chunk))
 
 
+def plain_word(chunk: str) -> tuple[str, ...] | None:
+    """What most words are, as `chunk_tokens` has it: the texts of a chunk of ASCII letters, None for all others."""
+    if not (chunk.isascii() and chunk.isalpha()):
+        return None
+    word = chunk.lower()
+    if _REPEATED_LETTER.search(word) or word in SPECIALS:
+        return None
+    if word == chunk:
+        return (word,)
+    if len(word) > 1 and chunk.isupper():
+        return (UPPER, word)
+    return (word,) if chunk[0] == word[0] else (CAPITAL, word)
+
+
 def _symbol_tokens(chunk: str) -> Iterator[Token]:
     """Punctuation one by one, but three dots together, and four of the same counted."""
     units = (
