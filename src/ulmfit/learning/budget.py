@@ -1,7 +1,9 @@
 """A plan that fits into some minutes: a pure function of what things cost, how much there is of them, and the settings.
 
-The settings are the most that is ever done. All plans lie on one path, from the least there is to the settings in full,
-on which nothing shrinks; the last one on it that fits is taken, so more minutes never mean less of anything. The path:
+The settings are the most that is ever done. Plans lie on one path, from the least there is to the settings in full, on
+which nothing shrinks; the last one on it that fits is taken, and what time is left goes to more unlabelled texts, as the
+next step of the path may be much more than that: another epoch of all of them. So more minutes mean more epochs, or as
+many and more texts. The path:
 
 - Tuning and the classifier grow side by side, whichever has had fewer seconds so far: the settings of the demo, found
   by search, spend 238 seconds on the one and 179 on the other.
@@ -157,12 +159,11 @@ def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, s
     """
     most = SAFETY * (60 * budget.minutes - spent)
     chosen: _Point | None = None
-    total = 0.0
     for point in _path(costs, sizes, config, budget):
         seconds = point.seconds(costs, sizes, config).total
         if seconds > most and (budget.strict or chosen is not None):
             break
-        chosen, total = point, seconds
+        chosen = point
     if chosen is None:
         least = math.ceil((spent + seconds / SAFETY) / 6) / 10
         kept = ", with the phases as you set them," if _kept(budget) else ""
@@ -170,11 +171,13 @@ def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, s
             f"--minutes {budget.minutes:g}: too few for an epoch of each phase on the {sizes.labelled:,} labelled "
             f"texts alone; the least that would do here{kept} is --minutes {least:g}"
         )
+    while (more := chosen.more_texts(sizes)) != chosen and more.seconds(costs, sizes, config).total <= most:
+        chosen = more
     return Plan(
         minutes=budget.minutes,
         unlabelled=chosen.unlabelled,
         of=sizes.unlabelled,
-        seconds=round(total, 1),
+        seconds=round(chosen.seconds(costs, sizes, config).total, 1),
         config=chosen.config(config),
     )
 
@@ -253,6 +256,9 @@ class _Point:
         enough = self.unlabelled == sizes.unlabelled or sizes.tokens(self.unlabelled) >= WORTH_REPEATING
         if self.tuning < longest and enough:
             return replace(self, tuning=self.tuning + 1)
+        return self.more_texts(sizes)
+
+    def more_texts(self, sizes: Sizes) -> Self:
         texts = math.ceil(TEXT_STEP * (sizes.labelled + self.unlabelled)) - sizes.labelled
         return replace(self, unlabelled=min(texts, sizes.unlabelled))
 
