@@ -1,9 +1,9 @@
 """A plan that fits into some minutes: a pure function of what things cost, how much there is of them, and the settings.
 
 The settings are the most that is ever done. Plans lie on one path, from the least there is to the settings in full, on
-which nothing shrinks; the last one on it that fits is taken, and what time is left goes to more unlabelled texts, as the
-next step of the path may be much more than that: another epoch of all of them. So more minutes mean more epochs, or as
-many and more texts. The path:
+which nothing shrinks; the last one on it that fits is taken, and what time is left goes to more unlabelled texts, as
+the next step of the path may be much more than that: another epoch of all of them. So more minutes mean more epochs, or
+as many and more texts. The path:
 
 - Tuning and the classifier grow side by side, whichever has had fewer seconds so far: the settings of the demo, found
   by search, spend 238 seconds on the one and 179 on the other.
