@@ -16,9 +16,10 @@ from ulmfit.experiments.lines import RESULTS, append_line, read_lines
 from ulmfit.experiments.products import Shelf
 from ulmfit.experiments.recipes import EXPERIMENTS
 from ulmfit.experiments.runner import Run, known_base, parts_of, prepare_all, run_experiment, run_of
-from ulmfit.experiments.workers import work_side_by_side
+from ulmfit.experiments.workers import started, work_side_by_side
 from ulmfit.pipeline import train_classifier
 from ulmfit.predict import Predictor, evaluate
+from ulmfit.text.counts import count_tokens
 from ulmfit.text.sources import read_records
 from ulmfit.training.events import EpochEnded, Note, StageStarted
 
@@ -228,6 +229,12 @@ def test_several_processes_make_what_one_makes_and_each_run_once(run, options, e
     found = {line["row"]: identity(line) for line in ran.lines}
     assert found == {row: identity(whole[row, None, 0]) for row in rows}
     assert len(read_lines(tmp_path / "out")) == 3
+
+
+def test_a_worker_may_read_much_text_with_processes_of_its_own():
+    worker = started(count_tokens, ["a" * 4_000_000] * 8)
+    worker.join(120)
+    assert worker.exitcode == 0
 
 
 def test_what_a_worker_fails_with_is_told_in_its_words(options, tiny_task, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from ulmfit.errors import ProcessError, UlmfitError
 from ulmfit.experiments.runner import Options, Run, work
 from ulmfit.experiments.tasks import Prepared
+from ulmfit.text.parts import end_with_parent
 from ulmfit.training.events import EpochEnded, Event, Note, Report
 
+_CONTEXT = get_context("spawn")  # a fork of a process with threads can deadlock
 POLL_SECONDS = 0.2
 
 
@@ -26,24 +28,30 @@ def work_side_by_side(
     On a machine with GPUs worker i sees one of them alone, the i-th in turn. What the first process to fail says is
     raised here, and the others are ended; what they had begun goes on from its checkpoints next time.
     """
-    context = get_context("spawn")
-    told: Any = context.Queue()
+    told: Any = _CONTEXT.Queue()
     gpus = _visible_gpus() if options.device in ("auto", "cuda") else []
     processes = []
     for number in range(workers):
         gpu = gpus[number % len(gpus)] if gpus else None
-        processes.append(
-            context.Process(
-                target=_worker, args=(number, workers, gpu, list(runs), dict(data), options, told), daemon=True
-            )
-        )
-        processes[-1].start()
+        processes.append(started(_worker, number, workers, gpu, list(runs), dict(data), options, told))
     try:
         _listen(told, processes, report)
     finally:
         for process in processes:
             process.terminate()
             process.join()
+
+
+def started(work: Callable[..., Any], *arguments: Any) -> Any:
+    """A process at work, which may start others, as reading much text does, and ends when this one has."""
+    process = _CONTEXT.Process(target=_following, args=(work, *arguments))
+    process.start()
+    return process
+
+
+def _following(work: Callable[..., Any], *arguments: Any) -> None:
+    end_with_parent()
+    work(*arguments)
 
 
 def _listen(told: Any, processes: Sequence[Any], report: Report) -> None:

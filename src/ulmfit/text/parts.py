@@ -149,9 +149,16 @@ class _Worker:
 
 def _start_worker(tokenizer_json: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process hears it, and stops the workers in order
-    # When the main process is killed a worker never sees its queue close, as it holds the other end itself.
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    end_with_parent()
     _Worker.tokenizer = Tokenizer.from_json(tokenizer_json)
+
+
+def end_with_parent() -> None:
+    """From now on this process ends when the one that started it has.
+
+    Where that is killed, a worker never sees its queue close, as it holds the other end itself.
+    """
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
