@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -445,8 +446,8 @@ def test_a_bundle_of_the_other_kind_is_refused(tmp_path):
 # --- a bag of words beside the network ------------------------------------------------------------------------------
 
 
-def bundle_with_bag(directions=("forward",)):
-    keys = np.array([7, 9, 8 * len(TOKENIZER) + 9], dtype=np.int64)
+def bundle_with_bag(directions=("forward",), words=(7, 9)):
+    keys = np.array([*words, 8 * len(TOKENIZER) + 9], dtype=np.int64)
     numbers = np.random.default_rng(0).normal(size=(3, len(LABELS))).astype(np.float32)
     terms = Terms(TOKENIZER, keys, np.ones(3, np.float32))
     return replace(classifier_bundle(directions), bag_of_words=BagOfWords(terms, numbers, numbers[0], 0.5))
@@ -461,9 +462,10 @@ def test_a_bag_of_words_comes_back_bit_by_bit(tmp_path, storage):
     assert all(torch.equal(loaded.tensors()[name], tensor) for name, tensor in bundle.bag_of_words.tensors().items())
 
 
-def test_models_with_different_bags_of_words_are_not_merged(tmp_path):
+@pytest.mark.parametrize("other", [classifier_bundle, partial(bundle_with_bag, words=(7, 8))])
+def test_models_with_different_bags_of_words_are_not_merged(tmp_path, other):
     bundle_with_bag().save(tmp_path / "first")
-    classifier_bundle(("backward",)).save(tmp_path / "second")
+    other(("backward",)).save(tmp_path / "second")
     message = problem(lambda folder: merge([tmp_path / "first", folder], out=tmp_path / "merged"), tmp_path / "second")
     assert "bags of words" in message
 

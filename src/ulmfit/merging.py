@@ -58,6 +58,14 @@ def _difference(first: Bundle[Any, Any], other: Bundle[Any, Any]) -> str | None:
         return "their vocabularies differ"
     if first.config != other.config:
         return "their sizes or settings differ"
-    if first._own_values() != other._own_values():
+    if first._own_values() != other._own_values() or _terms(first) != _terms(other):
         return "their classes, or their bags of words, differ"
     return None
+
+
+def _terms(bundle: Bundle[Any, Any]) -> tuple[str, bytes] | None:
+    """What a bag of words knows; how much each term counts may differ by the rounding of the machine that learnt it."""
+    if not isinstance(bundle, ClassifierBundle) or bundle.bag_of_words is None:
+        return None
+    terms = bundle.bag_of_words.terms
+    return terms.tokenizer.fingerprint, terms.keys.tobytes()
