@@ -38,7 +38,7 @@ SHELF_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 PRINTS_OR_EXITS = {"print", "input", "exit", "quit", "sys.exit", "os._exit", "SystemExit"}
 # A worker that outlives the process it works for has nobody to tell.
-MAY_EXIT = {("text/parts.py", "os._exit")}
+MAY_EXIT = {("text/child_processes.py", "os._exit")}
 PARSERS = {"argparse", "cyclopts", "click", "typer"}
 
 Found = Iterator[tuple[str, str]]  # where ("path:line"), what

@@ -13,7 +13,7 @@ import torch
 from ulmfit.errors import ProcessError, UlmfitError
 from ulmfit.experiments.runner import Options, Run, work
 from ulmfit.experiments.tasks import Prepared
-from ulmfit.text.parts import end_with_parent
+from ulmfit.text.child_processes import end_with_parent
 from ulmfit.training.events import EpochEnded, Event, Note, Report
 
 _CONTEXT = get_context("spawn")  # a fork of a process with threads can deadlock

@@ -12,10 +12,11 @@ from functools import cache, partial
 from itertools import chain, islice
 
 from ulmfit.errors import TokenizerError
+from ulmfit.text.child_processes import end_with_parent
 from ulmfit.text.chunks import split_chunks
 from ulmfit.text.fields import split_fields
 from ulmfit.text.memo import Memo
-from ulmfit.text.words import chunk_tokens
+from ulmfit.text.words import chunk_texts
 
 _BATCH = 4_000_000  # characters: about a third of a second of work, and a few MB of counts to send back
 _WORTH_PROCESSES = 8  # batches; starting processes takes longer than counting less
@@ -62,7 +63,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 def _in_processes(count: partial[Counter[str]], batches: Iterable[list[str]], processes: int) -> Iterator[Counter[str]]:
     """`map(count, batches)` by worker processes, with two batches a worker on their way and no more."""
     context = multiprocessing.get_context("spawn")  # fork is unsafe once a library has started threads
-    with ProcessPoolExecutor(processes, mp_context=context) as executor:
+    with ProcessPoolExecutor(processes, context, initializer=end_with_parent) as executor:
         under_way: deque[Future[Counter[str]]] = deque()
         try:
             for batch in batches:
@@ -93,7 +94,7 @@ def _count_batch(texts: list[str], *, whole_runs: bool) -> Counter[str]:
 @cache
 def _chunk_memo(whole_runs: bool) -> Memo[tuple[str, ...]]:
     """One per process, kept from batch to batch."""
-    return Memo(lambda chunk: tuple(token.text for token in chunk_tokens(chunk, whole_runs=whole_runs)))
+    return Memo(partial(chunk_texts, whole_runs=whole_runs))
 
 
 def _pruned(counts: Counter[str]) -> Counter[str]:

@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ulmfit.errors import OutputError, UlmfitError
+from ulmfit.text.child_processes import end_with_parent
 from ulmfit.text.sources import Record
 from ulmfit.text.tokenizer import Tokenizer
 
@@ -151,21 +151,6 @@ def _start_worker(tokenizer_json: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process hears it, and stops the workers in order
     end_with_parent()
     _Worker.tokenizer = Tokenizer.from_json(tokenizer_json)
-
-
-def end_with_parent() -> None:
-    """From now on this process ends when the one that started it has.
-
-    Where that is killed, a worker never sees its queue close, as it holds the other end itself.
-    """
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _write_in_worker(chunk: Chunk, part: Path, key: str) -> None:

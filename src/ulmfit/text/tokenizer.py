@@ -18,7 +18,7 @@ from ulmfit.text.fields import locate_tokens, split_fields
 from ulmfit.text.memo import Memo
 from ulmfit.text.readable import readable
 from ulmfit.text.subwords import SubwordModel, join_pieces, train_subwords
-from ulmfit.text.words import BEGIN, PADDING, SPECIALS, UNKNOWN, Token, chunk_tokens, plain_word
+from ulmfit.text.words import BEGIN, PADDING, SPECIALS, UNKNOWN, Token, chunk_texts, chunk_tokens
 
 __all__ = ["Token", "Tokenizer", "build_tokenizer", "count_tokens", "train_tokenizer"]
 
@@ -101,8 +101,8 @@ class Tokenizer:
         return tuple(chain.from_iterable(map(self._chunk_ids.__getitem__, split_chunks(field))))
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
-        if self.subwords is None and (texts := plain_word(chunk)):
-            return tuple(map(self.id, texts))
+        if self.subwords is None:
+            return tuple(map(self.id, chunk_texts(chunk)))
         return tuple(self.id(token.text) for token in self._divide_chunk(chunk))
 
     def _divide_chunk(self, chunk: str) -> tuple[Token, ...]:
