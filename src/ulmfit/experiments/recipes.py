@@ -62,6 +62,7 @@ def _errors(imdb: float, trec6: float, ag_news: float) -> dict[str, float]:
 
 _RECIPE = _errors(5.00, 5.69, 5.38)
 _PRESET: dict[str, Any] = {"tuning": "preset", "plan": "preset"}
+# The network of the preset alone, for rows that add what else it may have.
 _NETWORK: dict[str, Any] = _PRESET | {"self_training": 0.0, "bag_of_words": 0.0}
 _PLAIN: dict[str, Any] = {"discriminative": 1.0, "schedule": "constant"}
 # Nothing below the head is worth keeping slow where nothing has been learnt before.
@@ -83,7 +84,8 @@ EXPERIMENTS = (
                 _errors(4.6, 3.6, 5.01) | {"dbpedia": 0.80, "yelp_polarity": 2.16, "yelp_full": 29.98},
             ),
         ),
-        note="All settings of both stages are those of the preset. The test set was predicted once a run, at its end.",
+        note="All settings of both stages are those of the preset and of --set. The test set was predicted once a run, "
+        "at its end.",
     ),
     Experiment(
         name="pretraining",
