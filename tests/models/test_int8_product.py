@@ -46,11 +46,18 @@ def test_a_row_is_the_same_to_the_bit_beside_any_others(packed):
         assert torch.equal(fewer, whole[:count])
 
 
+def test_without_amx_the_plain_product_is_taken(monkeypatch):
+    """OneDNN's packed product of signed rows is its reference kernel there, a thousand times as slow."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert not packs.__wrapped__()
+
+
 def refuse(*_):
     raise RuntimeError("no such kernel")
 
 
 @pytest.mark.parametrize("broken", [refuse, lambda *_: torch.zeros(1)], ids=["refused", "wrong"])
 def test_weights_are_packed_only_where_their_product_is_right(monkeypatch, broken):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     monkeypatch.setattr(torch.ops.onednn, "qlinear_pointwise", SimpleNamespace(binary=broken), raising=False)
     assert not packs.__wrapped__()
