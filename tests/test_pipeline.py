@@ -151,7 +151,7 @@ def test_subwords_go_through_all_stages_with_the_base_s_pieces(tiny, tmp_path, k
 
 def test_more_than_two_classes_are_told_apart(tiny, tmp_path):
     def third(rows):
-        return [(text.replace("film", "meal").replace("story", "soup"), "food") for text, _ in rows]
+        return [(f"{text.replace('film', 'meal').replace('story', 'soup')} soup", "food") for text, _ in rows]
 
     labelled = tiny.write(tmp_path / "three.csv", [*tiny.reviews(100, seed=2), *third(tiny.reviews(50, seed=7))])
     test = tiny.write(tmp_path / "test.csv", [*tiny.reviews(40, seed=4), *third(tiny.reviews(20, seed=8))])
@@ -161,7 +161,7 @@ def test_more_than_two_classes_are_told_apart(tiny, tmp_path):
     ]
     bundle = train_on(tiny, tmp_path / "model", labelled=labelled, classify__phases=longer)
     assert bundle.labels == ("bad", "food", "good")
-    assert accuracy(bundle, test) >= 0.7  # a review may have neither of the words that make it food
+    assert accuracy(bundle, test) >= 0.9
 
 
 # --- language models ------------------------------------------------------------------------------------------------

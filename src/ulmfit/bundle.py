@@ -118,11 +118,12 @@ class Bundle(Generic[Model, ModelConfig]):
             ) from None
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: str | Path) -> Self:
         """Read and check a bundle of this kind; weights come back in float32, models in evaluation mode.
 
         Raises BundleError, in one line, for anything missing, damaged, or of another kind or version.
         """
+        folder = Path(folder)
         values = read_bundle_config(folder)
         if values["kind"] != cls.kind:
             raise BundleError(

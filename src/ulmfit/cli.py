@@ -179,24 +179,30 @@ def train(
     began = time.monotonic()
 
     from ulmfit.console import ProgressDisplay
-    from ulmfit.learning.budget import Budget
+    from ulmfit.learning.budget import Budget, FewerLabels
     from ulmfit.pipeline import check_labels
     from ulmfit.pipeline import train as run
     from ulmfit.predict import Predictor, evaluate
-    from ulmfit.presets import classify_preset, tune_preset
+    from ulmfit.presets import FEW_LABELS, classify_preset, tune_preset
     from ulmfit.run_folder import RunFolder
     from ulmfit.summaries import show_classifier, show_run
 
     counts = check_labels(labelled, text_column=text_column, label_column=label_column)
     if test is not None:
         _check_known(test, list(counts), text_column=text_column, label_column=label_column)
-    config = TrainConfig(
-        run=RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage}),
-        tune=tune_preset(preset),
-        classify=classify_preset(preset, labelled=sum(counts.values())),
-    )
-    config = with_settings(config, {}, settings)
-    budget = None if minutes is None else Budget(minutes, keep=tuple(parse_settings(settings)), began=began)
+    run_settings = RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage})
+
+    def settings_for(labels: int) -> TrainConfig:
+        classify = classify_preset(preset, labelled=labels)
+        return with_settings(TrainConfig(run=run_settings, tune=tune_preset(preset), classify=classify), {}, settings)
+
+    count = sum(counts.values())
+    config = settings_for(count)
+    budget = None
+    if minutes is not None:
+        most = min(count, FEW_LABELS - 1)
+        fewer = FewerLabels(settings_for(most), most)
+        budget = Budget(minutes, keep=tuple(parse_settings(settings)), began=began, fewer_labels=fewer)
     with ProgressDisplay(quiet=follows()) as display:
         bundle = run(
             labelled,

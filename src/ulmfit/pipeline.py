@@ -17,7 +17,7 @@ from ulmfit.errors import ConfigError, DataError
 from ulmfit.learning.budget import Budget, in_words
 from ulmfit.learning.classifier import check_class_weights, learn_classifiers
 from ulmfit.learning.language_model import LanguageModelText, learn_language_models, read_base, start_of_tuning
-from ulmfit.learning.planning import describe_budget, plan_within, planned_texts
+from ulmfit.learning.planning import describe_budget, plan_within, planned_labels, planned_texts
 from ulmfit.learning.setting import base_name, describe_inputs, open_setting
 from ulmfit.learning.vocabulary import domain_tokenizer, learn_tokenizer, rows_in
 from ulmfit.models.language_model import LanguageModel
@@ -219,7 +219,7 @@ def train(
             return ClassifierBundle.load(out)
         counts = check_labels(labelled, text_column=text_column, label_column=label_column)
         check_class_weights(config.classify, list(counts))
-        texts = list(unlabelled)
+        texts, others = list(unlabelled), None
         if budget is not None:
             plan = plan_within(
                 setting,
@@ -233,6 +233,9 @@ def train(
                 label_column=label_column,
             )
             config, texts = plan.config, planned_texts(setting, plan, unlabelled, text_column=text_column)
+            labelled, others = planned_labels(
+                setting, plan, labelled, text_column=text_column, label_column=label_column
+            )
         tuned_folder = out / "language_model"
         tuned = tune_language_model(
             [labelled, *texts],
@@ -252,6 +255,7 @@ def train(
             config=ClassifyConfig(run=config.run, classify=config.classify),
             text_column=text_column,
             label_column=label_column,
+            others=others,
             unlabelled=texts,
             domain=unlabelled,
         )

@@ -11,14 +11,17 @@ from ulmfit.config import ClassifySettings, TrainConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
 from ulmfit.learning.budget import (
     BAG_READINGS,
+    LEAST_LABELLED,
     SAFETY,
     TEXT_STEP,
     Budget,
     Costs,
+    FewerLabels,
     Sizes,
     Vocabulary,
     choose,
     described,
+    fits_all_labelled,
     seconds_of,
     shrunk,
 )
@@ -214,6 +217,64 @@ def test_too_few_minutes_are_an_error_that_names_the_least_that_would_do():
         plan(least - 0.11, spent=10)
     with pytest.raises(ConfigError, match="the least that would do here, with the phases as you set them, is"):
         plan(1, keep=["classify"])
+
+
+MANY = replace(SIZES, labelled=25_000, labelled_tokens=6_500_000)
+
+
+def with_a_part(minutes, config=QUICK, *, few=QUICK, most=1_999, sizes=SIZES, keep=()):
+    budget = Budget(minutes, keep=keep, fewer_labels=FewerLabels(few, min(most, sizes.labelled)))
+    return choose(COSTS, sizes, config, budget)
+
+
+def test_where_there_is_no_time_for_all_labelled_texts_the_network_has_some_and_the_bag_of_words_all():
+    with pytest.raises(ConfigError):
+        plan(1)
+    chosen = with_a_part(1)
+    assert LEAST_LABELLED <= chosen.labelled < chosen.of_labelled == 300
+    assert (epochs(chosen.config), chosen.config.classify.bag_of_words) == (((1,), (1, 1)), 1.0)
+    a_part = replace(SIZES, labelled=chosen.labelled, labelled_tokens=80_000 * chosen.labelled / 300)
+    expected = seconds_of(
+        chosen.unlabelled, with_a_part(1).config.override({"classify.bag_of_words": 0}), COSTS, a_part
+    )
+    assert chosen.seconds == pytest.approx(expected.total, abs=0.1)
+    assert expected.total <= SAFETY * 60
+    assert with_a_part(1, keep=["classify.bag_of_words"]).config.classify.bag_of_words == 0
+
+
+def test_with_time_for_all_labelled_texts_the_plan_is_the_same_as_if_it_had_to_have_them():
+    for minutes in (2, 5, 10, 1_000):
+        assert with_a_part(minutes) == plan(minutes)
+        assert fits_all_labelled(COSTS, SIZES, QUICK, Budget(minutes))
+    assert not fits_all_labelled(COSTS, SIZES, QUICK, Budget(1))
+
+
+def test_more_minutes_mean_more_labelled_texts_until_there_are_all():
+    counts = [with_a_part(minutes / 10).labelled for minutes in range(5, 40)]
+    assert counts == sorted(counts) and counts[0] < counts[5] < counts[-1] == 300
+
+
+def test_of_many_labelled_texts_a_part_is_learnt_by_the_settings_for_few():
+    """As a network that has a part of them has few; all of them come once an epoch of each phase fits."""
+    chosen = with_a_part(60, PAPER, sizes=MANY)
+    assert (chosen.labelled, chosen.of_labelled) == (1_999, 25_000)
+    assert chosen.config.classify.batch_size == QUICK.classify.batch_size != PAPER.classify.batch_size
+    assert epochs(chosen.config)[1] > (1, 1) or chosen.unlabelled > 0
+    assert with_a_part(400, PAPER, sizes=MANY).labelled == 25_000
+
+
+def test_too_few_minutes_for_any_labelled_texts_name_how_many_they_would_be_for():
+    with pytest.raises(
+        ConfigError, match=rf"too few for an epoch of each phase on {LEAST_LABELLED} labelled texts"
+    ) as few:
+        with_a_part(0.1)
+    assert with_a_part(float(str(few.value).rsplit(" ", 1)[1])).labelled < 1.5 * LEAST_LABELLED
+
+
+def test_a_part_of_the_labelled_texts_is_told():
+    chosen = with_a_part(1)
+    told = described(chosen, SIZES, COSTS, QUICK, Budget(1))
+    assert f"beside {chosen.labelled} of 300 labelled, all of which the bag of words has; " in told
 
 
 @pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])

@@ -11,7 +11,7 @@ from ulmfit.config import TokenizerConfig, TrainConfig
 from ulmfit.errors import CheckpointError, ConfigError
 from ulmfit.learning import budget as budget_module
 from ulmfit.learning import planning
-from ulmfit.learning.budget import Budget, Costs, Sizes, Vocabulary
+from ulmfit.learning.budget import Budget, Costs, FewerLabels, Sizes, Vocabulary
 from ulmfit.learning.setting import open_setting
 from ulmfit.pipeline import train
 from ulmfit.text.draw import drawn, look_at
@@ -212,6 +212,33 @@ def test_a_killed_run_goes_on_with_its_plan_and_ends_the_same(tiny, tmp_path, sl
     plans = [written(folder)["plan"] for folder in (out, tmp_path / "unbroken")]
     assert plans[0]["config"] == plans[1]["config"]
     assert ClassifierBundle.load(out).labels == ("bad", "good")
+
+
+def test_with_too_few_minutes_the_network_learns_from_a_part_and_the_bag_of_words_from_all(tiny, tmp_path, slow):
+    out = tmp_path / "model"
+    budget = Budget(1, fewer_labels=FewerLabels(config_of(tiny), 120))
+
+    def kill(event):
+        if isinstance(event, EpochEnded) and event.name == "classify forward":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, out, budget=budget, report=kill)
+    plan = written(out)["plan"]
+    assert 50 <= plan["labelled"] < plan["of_labelled"] == 120
+    parts = [
+        [(record.text, record.label) for record in read_records([out / "work" / name], label_column="label")]
+        for name in ("labelled.parquet", "other-labelled.parquet")
+    ]
+    whole = [(record.text, record.label) for record in read_records([tiny.labelled], label_column="label")]
+    assert len(parts[0]) == plan["labelled"] and sorted(parts[0] + parts[1]) == sorted(whole)
+    share = sum(label == "good" for _, label in parts[0]) / len(parts[0])
+    assert share == pytest.approx(sum(label == "good" for _, label in whole) / len(whole), abs=0.02)
+    bundle = run(tiny, out, budget=budget, resume=True)
+    assert bundle.facts["data"]["documents"] == plan["labelled"]
+    held_out = round(config_of(tiny).classify.valid_share * plan["labelled"])
+    assert bundle.facts["results"]["bag of words"]["labelled"] == 120 - held_out
+    assert bundle.bag_of_words is not None and bundle.labels == ("bad", "good")
 
 
 def test_a_run_is_not_gone_on_with_in_other_minutes_or_none(tiny, tmp_path, slow):

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from ulmfit.text.draw import drawn, look_at, write_drawn
+from ulmfit.text.draw import drawn, look_at, write_chosen
 from ulmfit.text.sources import Record, read_records
 
 
@@ -50,6 +50,14 @@ def test_the_file_holds_the_drawn_texts_in_their_order(tmp_path, count):
         (tmp_path / f"{name}.csv").write_text("\n".join(["review", *part]) + "\n", encoding="utf-8")
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]
     out = tmp_path / "drawn.parquet"
-    write_drawn(files, out, count=count, of=10_000, seed=5, text_column="review")
+    write_chosen(files, out, chosen=drawn(count, 10_000, seed=5), text_column="review")
     written = [record.text for record in read_records([out], text_column="review")]
     assert written == [texts[place] for place in drawn(count, 10_000, seed=5)]
+
+
+def test_labels_are_written_beside_the_texts(tmp_path):
+    (tmp_path / "all.csv").write_text("kind,review\na,one\nb,two\na,three\n", encoding="utf-8")
+    out = tmp_path / "chosen.parquet"
+    columns = {"text_column": "review", "label_column": "kind"}
+    write_chosen([tmp_path / "all.csv"], out, chosen=np.array([0, 1]), **columns)
+    assert [(record.text, record.label) for record in read_records([out], **columns)] == [("one", "a"), ("two", "b")]

@@ -11,13 +11,16 @@ as many and more texts. The path:
   other texts: with fewer minutes these are the first to go. On the demo's 300,000 tokens one epoch instead of two cost
   1.3 points; on 91,000 tokens of long reviews a second one made held-out perplexity worse (docs/results, minutes).
 - The classifier's phases grow together and each keeps an epoch, so that the shape of the recipe stays.
+
+Where an epoch of each phase on all labelled texts is too much, there is a path before that one: the network learns from
+more and more of them, by the settings for few labels, and the bag of words beside it from all.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -36,8 +39,22 @@ CHECKPOINT_MODELS = 3
 """a checkpoint has the optimizer's two moments beside the weights"""
 BAG_READINGS = 4
 """readings of the text that take as long as a bag of words does to learn from it"""
-TUNING, CLASSIFIER = "tune.training.phases", "classify.phases"
+LEAST_LABELLED = 50
+"""labelled texts that a network learns from at least, where there are as many"""
+LABEL_STEP = 1.1
+"""how many more the next plan on the path has, while it has not all"""
+TUNING, CLASSIFIER, BAG = "tune.training.phases", "classify.phases", "classify.bag_of_words"
 """the settings that a plan may change"""
+
+
+@dataclass(frozen=True, slots=True)
+class FewerLabels:
+    """How to learn where there is no time for all labelled texts."""
+
+    config: TrainConfig
+    """settings for few labels, the most that is done"""
+    most: int
+    """labelled texts that they are for, at most"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +62,14 @@ class Budget:
     """Minutes from `began` on, and the settings, by dotted name, that are not to be changed for them.
 
     Where they are too few for the least plan there is, that is an error if `strict`, else it is taken all the same.
+    Without `fewer_labels` every plan has all labelled texts.
     """
 
     minutes: float
     keep: Collection[str] = ()
     began: float = field(default_factory=time.monotonic)
     strict: bool = True
+    fewer_labels: FewerLabels | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError where there is no time at all."""
@@ -121,6 +140,11 @@ class Sizes:
         """Those of all labelled and of so many unlabelled documents."""
         return self.labelled_tokens + self.unlabelled_tokens * unlabelled / max(1, self.unlabelled)
 
+    def with_labelled(self, labelled: int) -> Sizes:
+        """The same with so many of the labelled documents."""
+        tokens = self.labelled_tokens * labelled / self.labelled
+        return replace(self, labelled=labelled, labelled_tokens=tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
@@ -144,8 +168,11 @@ class Plan(Config):
     """What was chosen; the settings in full where there was time for them."""
 
     minutes: float
+    labelled: int
+    """documents that the network learns from, drawn with the seed of `config`; a bag of words beside it has all"""
+    of_labelled: int
     unlabelled: int
-    """documents, drawn with the seed of `config`"""
+    """documents, drawn likewise"""
     of: int
     seconds: float
     """expected, from here on"""
@@ -157,33 +184,80 @@ def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, s
 
     Where none does: ConfigError, with the least minutes that would do, or the smallest if the budget is not strict.
     """
-    most = SAFETY * (60 * budget.minutes - spent)
-    chosen: _Point | None = None
-    for point in _path(costs, sizes, config, budget):
-        seconds = point.seconds(costs, sizes, config).total
-        if seconds > most and (budget.strict or chosen is not None):
-            break
-        chosen = point
-    if chosen is None:
-        least = math.ceil((spent + seconds / SAFETY) / 6) / 10
+    seconds_left = 60 * budget.minutes - spent
+    least, chosen = _least_and_largest(costs, sizes, config, budget, seconds_left)
+    fewer = budget.fewer_labels
+    if chosen is None and fewer is not None:
+        config = fewer.config
+        counts = _more_and_more_labelled(min(fewer.most, sizes.labelled))
+        least, chosen = _least_and_largest(costs, sizes, config, budget, seconds_left, labelled=counts)
+    if chosen is None and budget.strict:
+        seconds = least.seconds(costs, sizes, config).total
+        minutes = math.ceil((spent + seconds / SAFETY) / 6) / 10
         kept = ", with the phases as you set them," if _kept(budget) else ""
+        texts = f"the {sizes.labelled:,}" if least.labelled == sizes.labelled else f"{least.labelled:,}"
         raise ConfigError(
-            f"--minutes {budget.minutes:g}: too few for an epoch of each phase on the {sizes.labelled:,} labelled "
-            f"texts alone; the least that would do here{kept} is --minutes {least:g}"
+            f"--minutes {budget.minutes:g}: too few for an epoch of each phase on {texts} labelled "
+            f"texts alone; the least that would do here{kept} is --minutes {minutes:g}"
         )
-    while (more := chosen.more_texts(sizes)) != chosen and more.seconds(costs, sizes, config).total <= most:
-        chosen = more
+    chosen = chosen or least
+    settings = chosen.config(config)
+    if chosen.labelled < sizes.labelled and not settings.classify.bag_of_words and not budget.keeps(BAG):
+        settings = settings.override({BAG: 1.0})  # or nothing would learn from the others
     return Plan(
         minutes=budget.minutes,
+        labelled=chosen.labelled,
+        of_labelled=sizes.labelled,
         unlabelled=chosen.unlabelled,
         of=sizes.unlabelled,
         seconds=round(chosen.seconds(costs, sizes, config).total, 1),
-        config=chosen.config(config),
+        config=settings,
     )
 
 
-def seconds_of(unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes) -> Seconds:
-    """What a run with these settings takes: tokens by their costs, and how often a model is written or read."""
+def fits_all_labelled(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, spent: float = 0.0) -> bool:
+    """Whether there is time for the least plan on all labelled texts."""
+    least = next(_path(costs, sizes, config, budget))
+    return least.seconds(costs, sizes, config).total <= SAFETY * (60 * budget.minutes - spent)
+
+
+def _least_and_largest(
+    costs: Costs,
+    sizes: Sizes,
+    config: TrainConfig,
+    budget: Budget,
+    seconds_left: float,
+    *,
+    labelled: Iterable[int] | None = None,
+) -> tuple[_Point, _Point | None]:
+    """The first plan of a path, and the last one that fits with what more texts fit as well; None where none does."""
+
+    def fits(point: _Point) -> bool:
+        return point.seconds(costs, sizes, config).total <= SAFETY * seconds_left
+
+    path = _path(costs, sizes, config, budget, labelled=labelled)
+    least = chosen = next(path)
+    if not fits(least):
+        return least, None
+    for point in path:
+        if not fits(point):
+            break
+        chosen = point
+    while (more := chosen.more_texts(sizes)) != chosen and fits(more):
+        chosen = more
+    return least, chosen
+
+
+def seconds_of(
+    unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes, *, labelled: int | None = None
+) -> Seconds:
+    """What a run with these settings takes: tokens by their costs, and how often a model is written or read.
+
+    The network learns from so many of the labelled documents, all if None.
+    """
+    everything = sizes
+    if labelled is not None:
+        sizes = sizes.with_labelled(labelled)
     tune, classify = config.tune, config.classify
     directions = len(config.run.directions)
     tokens = sizes.tokens(unlabelled)
@@ -208,7 +282,7 @@ def seconds_of(unlabelled: int, config: TrainConfig, costs: Costs, sizes: Sizes)
     saving = (models + CHECKPOINT_MODELS * checkpoints) * costs.saving
     reading = (tokens + sizes.labelled_tokens) * costs.reading
     if classify.bag_of_words:  # whatever is planned, it has some of all the text
-        reading += BAG_READINGS * sizes.tokens(min(sizes.unlabelled, MOST_UNLABELLED)) * costs.reading
+        reading += BAG_READINGS * everything.tokens(min(sizes.unlabelled, MOST_UNLABELLED)) * costs.reading
     return Seconds(tuning, classifying, reading + saving + costs.fixed)
 
 
@@ -231,11 +305,13 @@ def _classifying(
 class _Point:
     """A plan on the path, its epochs counted by those of the longest phase of each stage."""
 
+    labelled: int
     unlabelled: int
     tuning: int
     classifying: int
 
     def config(self, most: TrainConfig) -> TrainConfig:
+        """The settings with so many epochs."""
         training = most.tune.training.model_copy(update={"phases": shrunk(most.tune.training.phases, self.tuning)})
         phases: tuple[Phase, ...] | UnfreezingPlan
         if isinstance(most.classify.phases, UnfreezingPlan):
@@ -250,26 +326,30 @@ class _Point:
         )
 
     def seconds(self, costs: Costs, sizes: Sizes, most: TrainConfig) -> Seconds:
-        return seconds_of(self.unlabelled, self.config(most), costs, sizes)
+        return seconds_of(self.unlabelled, self.config(most), costs, sizes, labelled=self.labelled)
 
     def more_tuning(self, longest: int, sizes: Sizes) -> Self:
-        enough = self.unlabelled == sizes.unlabelled or sizes.tokens(self.unlabelled) >= WORTH_REPEATING
+        tokens = sizes.with_labelled(self.labelled).tokens(self.unlabelled)
+        enough = self.unlabelled == sizes.unlabelled or tokens >= WORTH_REPEATING
         if self.tuning < longest and enough:
             return replace(self, tuning=self.tuning + 1)
         return self.more_texts(sizes)
 
     def more_texts(self, sizes: Sizes) -> Self:
-        texts = math.ceil(TEXT_STEP * (sizes.labelled + self.unlabelled)) - sizes.labelled
+        texts = math.ceil(TEXT_STEP * (self.labelled + self.unlabelled)) - self.labelled
         return replace(self, unlabelled=min(texts, sizes.unlabelled))
 
 
-def _path(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget) -> Iterator[_Point]:
-    """All plans, each with more of one thing than the one before."""
+def _path(
+    costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, labelled: Iterable[int] | None = None
+) -> Iterator[_Point]:
+    """All plans, each with more of one thing than the one before: first of the labelled texts, all of them if None."""
     longest = max(phase.epochs for phase in config.tune.training.phases)
     most = _longest(config.classify.phases)
     kept = {name: budget.keeps(name) for name in (TUNING, CLASSIFIER)}
-    point = _Point(0, longest if kept[TUNING] else 1, most if kept[CLASSIFIER] else 1)
-    yield point
+    for count in (sizes.labelled,) if labelled is None else labelled:
+        point = _Point(count, 0, longest if kept[TUNING] else 1, most if kept[CLASSIFIER] else 1)
+        yield point
     while True:
         tuning_grows = point.tuning < longest or point.unlabelled < sizes.unlabelled
         classifier_grows = point.classifying < most
@@ -281,6 +361,15 @@ def _path(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget) -> It
         else:
             point = replace(point, classifying=point.classifying + 1)
         yield point
+
+
+def _more_and_more_labelled(most: int) -> Iterator[int]:
+    """Of so many labelled texts, a growing number, up to all."""
+    count = min(LEAST_LABELLED, most)
+    while count < most:
+        yield count
+        count = min(most, math.ceil(LABEL_STEP * count))
+    yield most
 
 
 def shrunk(phases: Sequence[Phase], longest: int) -> tuple[Phase, ...]:
@@ -311,11 +400,16 @@ def described(plan: Plan, sizes: Sizes, costs: Costs, config: TrainConfig, budge
     tuning = _counted(plan.config.tune.training.phases, config.tune.training.phases)
     classifier = _counted(plan.config.classify.phases, config.classify.phases)
     texts = f"{plan.unlabelled:,} of {plan.of:,} unlabelled texts beside" if plan.of else "no unlabelled texts beside"
-    a_token = costs.tuning_a_token(sizes.vocabulary.at(sizes.tokens(plan.unlabelled)))
+    a_token = costs.tuning_a_token(sizes.vocabulary.at(sizes.with_labelled(plan.labelled).tokens(plan.unlabelled)))
+    labelled = f"the {plan.labelled:,} labelled"
+    if plan.labelled < plan.of_labelled:
+        bag = plan.config.classify.bag_of_words
+        labelled = f"{plan.labelled:,} of {plan.of_labelled:,} labelled"
+        labelled += ", all of which the bag of words has" if bag else ""
     kept = _kept(budget)
     stays = f"; {' and '.join(kept)} {'stays' if len(kept) == 1 else 'stay'} as set" if kept else ""
     return (
-        f"for {plan.minutes:g} minutes: {texts} the {sizes.labelled:,} labelled; epochs of tuning: {tuning}, of the "
+        f"for {plan.minutes:g} minutes: {texts} {labelled}; epochs of tuning: {tuning}, of the "
         f"classifier: {classifier}; about {in_words(plan.seconds)} at {1 / a_token:,.0f} tokens/s tuning and "
         f"{1 / costs.classifying:,.0f} classifying{stays}"
     )

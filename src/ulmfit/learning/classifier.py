@@ -55,13 +55,15 @@ def learn_classifiers(
     text_column: str,
     label_column: str,
     valid: Path | None = None,
+    others: Path | None = None,
     unlabelled: Sequence[Path] = (),
     domain: Sequence[Path] = (),
 ) -> ClassifierBundle:
     """Train one classifier a direction and gather them in a bundle; measured on `valid`, or on a share held out.
 
     Where the settings want self-training, those teach a second one of each direction, with the surest of `unlabelled`;
-    where they want a bag of words, that learns from some of `domain` too.
+    where they want a bag of words, that learns from some of `domain` too, and from the labels of `others`, which there
+    was no time for in the network.
     """
     settings, run = config.classify, setting.run
     for direction in run.directions:
@@ -81,8 +83,8 @@ def learn_classifiers(
     if settings.self_training and not unlabelled:
         setting.tell(Note("no self-training, as there is no unlabelled text"))
     elif settings.self_training:
-        others = setting.corpus(unlabelled, tuned.tokenizer, name="unlabelled", text_column=text_column)
-        more = with_surest(setting, source, others, models, settings)
+        pool = setting.corpus(unlabelled, tuned.tokenizer, name="unlabelled", text_column=text_column)
+        more = with_surest(setting, source, pool, models, settings)
         if more is not None:
             phases = phases_over_more(settings.phases, documents=len(source.documents), of=len(more.documents))
             again = settings.model_copy(update={"phases": phases})
@@ -96,6 +98,7 @@ def learn_classifiers(
             settings,
             labelled=labelled,
             valid=valid,
+            others=others,
             domain=domain,
             text_column=text_column,
             label_column=label_column,
@@ -118,6 +121,7 @@ def _learn_bag_of_words(
     *,
     labelled: Path,
     valid: Path | None,
+    others: Path | None,
     domain: Sequence[Path],
     text_column: str,
     label_column: str,
@@ -127,20 +131,22 @@ def _learn_bag_of_words(
     columns = {"text_column": text_column, "label_column": label_column}
     seed = setting.run.seed
     texts = [record.text for record in read_records([labelled], **columns)]
+    more = list(read_records([others], **columns)) if others is not None else []
     drawn = draw_texts(domain, most=MOST_UNLABELLED, seed=seed, text_column=text_column) if domain else []
-    others = np.setdiff1d(np.arange(len(texts)), source.documents)  # held out: words without labels, as for the network
-    labels, known = source.corpus.labels, source.valid_corpus.labels
+    unseen = np.setdiff1d(np.arange(len(texts)), source.documents)  # held out: words without labels, as for the network
+    labels, known, names = source.corpus.labels, source.valid_corpus.labels, source.corpus.label_names
     assert labels is not None and known is not None
+    more_labels = np.array([names.index(record.label or "") for record in more], dtype=np.int32)
     bag = learn_bag_of_words(
-        [texts[place] for place in source.documents],
-        labels[source.documents],
-        [*drawn, *(texts[place] for place in others)],
-        classes=len(source.corpus.label_names),
+        [*(texts[place] for place in source.documents), *(record.text for record in more)],
+        np.concatenate([labels[source.documents], more_labels]),
+        [*drawn, *(texts[place] for place in unseen)],
+        classes=len(names),
         share=settings.bag_of_words,
         seed=seed,
         class_weights=_class_weights(settings, source.corpus, source.documents).tolist(),
     )
-    results: dict[str, Any] = {"terms": len(bag.terms)}
+    results: dict[str, Any] = {"terms": len(bag.terms), "labelled": len(source.documents) + len(more)}
     told = f"bag of words: {len(bag.terms):,} terms, {time.monotonic() - began:.0f} s"
     if len(source.valid_documents):
         held_out = texts if valid is None else [record.text for record in read_records([valid], **columns)]

@@ -23,7 +23,16 @@ from ulmfit.bundle import LanguageModelBundle
 from ulmfit.compute import memory_kept
 from ulmfit.config import TrainConfig, TuneSettings
 from ulmfit.errors import CheckpointError, TokenizerError
-from ulmfit.learning.budget import Budget, Costs, Plan, Sizes, Vocabulary, choose, described
+from ulmfit.learning.budget import (
+    Budget,
+    Costs,
+    Plan,
+    Sizes,
+    Vocabulary,
+    choose,
+    described,
+    fits_all_labelled,
+)
 from ulmfit.learning.classifier import classifier_stage, start_of_classifying
 from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.language_model import LanguageModelText, language_model_stage, read_base, start_of_tuning
@@ -31,8 +40,8 @@ from ulmfit.learning.setting import Setting
 from ulmfit.learning.vocabulary import rows_in, with_base_words, words_of
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.run_folder import PLAN
-from ulmfit.text.corpus import Corpus
-from ulmfit.text.draw import Look, look_at, write_drawn
+from ulmfit.text.corpus import Corpus, split_documents
+from ulmfit.text.draw import Look, drawn, look_at, write_chosen
 from ulmfit.text.sources import read_records
 from ulmfit.text.tokenizer import Tokenizer, train_tokenizer
 from ulmfit.text.words import SPECIALS
@@ -44,7 +53,7 @@ TRIAL_SHARE, LONGEST_TRIAL = 0.01, 5.0
 """of the minutes, for each of the four things measured; and seconds, more than which tell nothing new"""
 LARGER = 1.2
 """a vocabulary so much larger is measured by itself"""
-DRAWN = "unlabelled.parquet"
+DRAWN, LABELLED, OTHER_LABELLED = "unlabelled.parquet", "labelled.parquet", "other-labelled.parquet"
 
 
 def describe_budget(budget: Budget | None) -> dict[str, Any]:
@@ -76,15 +85,46 @@ def plan_within(
     labels = look_at(read_records([labelled], text_column=text_column, label_column=label_column), seed=seed)
     texts = look_at(read_records(unlabelled, text_column=text_column), seed=seed) if unlabelled else Look()
     reading = time.monotonic() - began
-    costs, sizes = measure(setting, budget, labels, texts, classes=classes, base=base, config=config, again=reading)
-    # By rank 0's clock, as all else that was measured.
-    spent = float(setting.processes.agree(budget.spent))
+
+    def measured_with(settings: TrainConfig) -> tuple[Costs, Sizes, float]:
+        costs, sizes = measure(
+            setting, budget, labels, texts, classes=classes, base=base, config=settings, again=reading
+        )
+        # By rank 0's clock, as all else that was measured.
+        return costs, sizes, float(setting.processes.agree(budget.spent))
+
+    costs, sizes, spent = measured_with(config)
+    fewer = budget.fewer_labels
+    if fewer and fewer.config != config and not fits_all_labelled(costs, sizes, config, budget, spent=spent):
+        costs, sizes, spent = measured_with(fewer.config)  # in other batches
     plan = choose(costs, sizes, config, budget, spent=spent)
-    setting.tell(Note(described(plan, sizes, costs, config, budget)))
+    most = fewer.config if fewer and plan.labelled < plan.of_labelled else config
+    setting.tell(Note(described(plan, sizes, costs, most, budget)))
     if setting.processes.leads:
         measured = {"costs": asdict(costs), "sizes": asdict(sizes), "seconds spent on planning": round(spent, 1)}
         setting.folder.write_json(PLAN, {"plan": plan.model_dump(mode="json"), "measured": measured})
     return plan
+
+
+def planned_labels(
+    setting: Setting, plan: Plan, labelled: Path, *, text_column: str, label_column: str
+) -> tuple[Path, Path | None]:
+    """The file that the network learns from, and the one of the other labelled texts, if the plan leaves any to it.
+
+    Each class keeps its share, and one text at least in either.
+    """
+    if plan.labelled == plan.of_labelled:
+        return labelled, None
+    paths = [setting.folder.work / name for name in (LABELLED, OTHER_LABELLED)]
+    with setting.processes.leader_first():
+        if setting.processes.leads and not all(path.is_file() for path in paths):
+            columns = {"text_column": text_column, "label_column": label_column}
+            labels = np.array([record.label for record in read_records([labelled], **columns)])
+            share = 1 - plan.labelled / plan.of_labelled
+            parts = split_documents(len(labels), valid_share=share, seed=plan.config.run.seed, labels=labels)
+            for path, part in zip(paths, parts, strict=True):
+                write_chosen([labelled], path, chosen=part, **columns)
+    return paths[0], paths[1]
 
 
 def planned_texts(setting: Setting, plan: Plan, unlabelled: Sequence[Path], *, text_column: str) -> list[Path]:
@@ -97,7 +137,8 @@ def planned_texts(setting: Setting, plan: Plan, unlabelled: Sequence[Path], *, t
     with setting.processes.leader_first():
         if setting.processes.leads and not path.is_file():
             seed = plan.config.run.seed
-            write_drawn(unlabelled, path, count=plan.unlabelled, of=plan.of, seed=seed, text_column=text_column)
+            chosen = drawn(plan.unlabelled, plan.of, seed=seed)
+            write_chosen(unlabelled, path, chosen=chosen, text_column=text_column)
     return [path]
 
 

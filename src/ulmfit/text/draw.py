@@ -72,20 +72,28 @@ def drawn(count: int, of: int, *, seed: int) -> np.ndarray[tuple[int], np.dtype[
     return np.sort(np.random.default_rng([seed, 0xD4A3]).permutation(of)[:count])
 
 
-def write_drawn(paths: Sequence[Path], out: Path, *, count: int, of: int, seed: int, text_column: str) -> None:
-    """The drawn documents of the `of` that these files hold, as a parquet file, in their order."""
-    chosen = iter(drawn(count, of, seed=seed).tolist())
-    schema = pa.schema([(text_column, pa.string())])
+def write_chosen(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    chosen: np.ndarray[tuple[int], np.dtype[np.int64]],
+    text_column: str,
+    label_column: str | None = None,
+) -> None:
+    """The documents of these places, which rise, as a parquet file, in their order; with their labels if asked for."""
+    places = iter(chosen.tolist())
+    columns = [text_column] if label_column is None else [text_column, label_column]
+    schema = pa.schema([(name, pa.string()) for name in columns])
     with renamed_when_whole(out) as file, pa.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-        texts: list[str] = []
-        following = next(chosen, None)
-        for number, record in enumerate(read_records(paths, text_column=text_column)):
+        rows: list[dict[str, str | None]] = []
+        following = next(places, None)
+        for number, record in enumerate(read_records(paths, text_column=text_column, label_column=label_column)):
             if number != following:
                 continue
-            following = next(chosen, None)
-            texts.append(record.text)
-            if len(texts) == BATCH_ROWS or following is None:
-                writer.write_table(pa.table([texts], schema=schema))
-                texts = []
+            following = next(places, None)
+            rows.append(dict(zip(columns, (record.text, record.label), strict=False)))
+            if len(rows) == BATCH_ROWS or following is None:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                rows = []
             if following is None:
                 break
