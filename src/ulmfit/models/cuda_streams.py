@@ -16,6 +16,10 @@ from torch import Tensor
 
 @functools.cache
 def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
+    # PyTorch warns of gradients that are made on one stream and summed on another, which is what is wanted here.
+    quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if quiet is not None:
+        quiet(False)
     return tuple(torch.cuda.Stream(device) for _ in range(count))  # type: ignore[no-untyped-call]
 
 
