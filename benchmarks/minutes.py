@@ -115,7 +115,7 @@ def chosen(plan: dict[str, Any]) -> dict[str, Any]:
         "classifier": plan["config"]["classify"]["phases"],
     }
     epochs = {f"{name} epochs": [phase["epochs"] for phase in phases] for name, phases in stages.items()}
-    return {name: plan[name] for name in ("unlabelled", "of", "seconds")} | epochs
+    return {name: plan[name] for name in ("labelled", "of_labelled", "unlabelled", "of", "seconds")} | epochs
 
 
 def learn_tf_idf(folder: Path, work: Path, given: argparse.Namespace) -> tuple[Predict, dict[str, Any]]:

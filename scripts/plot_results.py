@@ -9,6 +9,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 
@@ -23,23 +24,36 @@ def main() -> None:
     figure, axes = plt.subplots(1, len(kinds), figsize=(5 * len(kinds), 3.6), squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         most = 0
-        for (line, marker), (name, run) in zip(itertools.cycle(STYLES), runs.items(), strict=False):
-            records = [record for record in run["epochs"] if record["stage"].startswith(kind)]
-            if not records:
-                continue
+        series = [
+            (name, stage, records)
+            for name, run in runs.items()
+            for stage, records in _stages(run["epochs"]).items()
+            if stage.split()[0] == kind
+        ]
+        names = [name for name, _, _ in series]
+        for (line, marker), (name, stage, records) in zip(itertools.cycle(STYLES), series, strict=False):
             error = "accuracy" in records[0]
             values = [100 * (1 - record["accuracy"]) if error else record["perplexity"] for record in records]
             epochs = range(1, len(values) + 1)
             most = max(most, len(values))
-            axis.plot(epochs, values, line, color="black", marker=marker, markersize=3, label=name)
+            label = name if names.count(name) == 1 else f"{name}, {stage.split()[1]}"
+            axis.plot(epochs, values, line, color="black", marker=marker, markersize=3, label=label)
         axis.set_title(kind)
         axis.set_xlabel("epoch")
         axis.set_ylabel("held-out error, %" if error else "held-out perplexity")
         axis.set_xticks(range(1, most + 1))
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, fontsize=7)
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(folder / "curves.png", dpi=110)
+
+
+def _stages(epochs: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Records by the stage they are of, in order."""
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for record in epochs:
+        stages.setdefault(record["stage"], []).append(record)
+    return stages
 
 
 if __name__ == "__main__":

@@ -129,7 +129,9 @@ def test_minutes_are_planned_for_said_and_what_was_set_stays(ulmfit, tiny, tmp_p
     assert json.loads((out / "plan.json").read_text(encoding="utf-8"))["plan"]["minutes"] == 20
     ran = ulmfit(*arguments, *flags, "--out", tmp_path / "none", "--minutes", 1e-6)
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.splitlines()[-1].startswith("ulmfit: error: --minutes 1e-06: too few for an epoch of each phase on ")
+    assert ran.err.splitlines()[-1].startswith(
+        "ulmfit: error: --minutes 1e-06: too few for an epoch of each phase on 50 labelled texts alone; "
+    )
     assert "would do here, with the phases as you set them, is --minutes 0." in ran.err.splitlines()[-1]
     assert not (tmp_path / "none").exists()
 

@@ -179,7 +179,7 @@ def train(
     began = time.monotonic()
 
     from ulmfit.console import ProgressDisplay
-    from ulmfit.learning.budget import Budget, FewerLabels
+    from ulmfit.learning.budget import LEAST_LABELLED, Budget, FewerLabels
     from ulmfit.pipeline import check_labels
     from ulmfit.pipeline import train as run
     from ulmfit.predict import Predictor, evaluate
@@ -201,7 +201,7 @@ def train(
     budget = None
     if minutes is not None:
         most = min(count, FEW_LABELS - 1)
-        fewer = FewerLabels(settings_for(most), most)
+        fewer = FewerLabels(settings_for(most), most, least=max(LEAST_LABELLED, 2 * len(counts)))
         budget = Budget(minutes, keep=tuple(parse_settings(settings)), began=began, fewer_labels=fewer)
     with ProgressDisplay(quiet=follows()) as display:
         bundle = run(

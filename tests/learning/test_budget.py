@@ -271,6 +271,11 @@ def test_too_few_minutes_for_any_labelled_texts_name_how_many_they_would_be_for(
     assert with_a_part(float(str(few.value).rsplit(" ", 1)[1])).labelled < 1.5 * LEAST_LABELLED
 
 
+def test_every_class_has_a_text_however_few_the_minutes():
+    budget = Budget(1e-3, strict=False, fewer_labels=FewerLabels(QUICK, 300, least=154))
+    assert choose(COSTS, SIZES, QUICK, budget).labelled == 154
+
+
 def test_a_part_of_the_labelled_texts_is_told():
     chosen = with_a_part(1)
     told = described(chosen, SIZES, COSTS, QUICK, Budget(1))

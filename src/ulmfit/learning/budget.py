@@ -55,6 +55,8 @@ class FewerLabels:
     """settings for few labels, the most that is done"""
     most: int
     """labelled texts that they are for, at most"""
+    least: int = LEAST_LABELLED
+    """and at least, where there are as many"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +191,7 @@ def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, s
     fewer = budget.fewer_labels
     if chosen is None and fewer is not None:
         config = fewer.config
-        counts = _more_and_more_labelled(min(fewer.most, sizes.labelled))
+        counts = _more_and_more_labelled(fewer.least, min(fewer.most, sizes.labelled))
         least, chosen = _least_and_largest(costs, sizes, config, budget, seconds_left, labelled=counts)
     if chosen is None and budget.strict:
         seconds = least.seconds(costs, sizes, config).total
@@ -363,9 +365,9 @@ def _path(
         yield point
 
 
-def _more_and_more_labelled(most: int) -> Iterator[int]:
-    """Of so many labelled texts, a growing number, up to all."""
-    count = min(LEAST_LABELLED, most)
+def _more_and_more_labelled(least: int, most: int) -> Iterator[int]:
+    """Growing numbers of labelled texts."""
+    count = min(least, most)
     while count < most:
         yield count
         count = min(most, math.ceil(LABEL_STEP * count))
