@@ -48,7 +48,7 @@ def draw(table: Table, stem: Path) -> list[Path]:
 
 def _draw_labels(axis: Any, table: Table) -> None:
     """Error over the number of labels, both on logarithmic axes as in the paper's figure 3."""
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     everything = max((cell.labels for cell in table.cells if cell.labels is not None), default=1)
     places = sorted({_place(cell, everything) for cell in table.cells})
@@ -62,10 +62,11 @@ def _draw_labels(axis: Any, table: Table) -> None:
     axis.set_xscale("log")
     if min(cell.mean for cell in table.cells) > 0:
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+        axis.yaxis.set_minor_locator(NullLocator())
     axis.set_xticks(places, [_label(place, table.cells, everything) for place in places], fontsize=8)
-    axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_minor_formatter(ScalarFormatter())
-    axis.tick_params(axis="y", which="both", labelsize=8)
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.tick_params(axis="y", labelsize=8)
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("labels")
     axis.grid(alpha=0.25)
