@@ -44,9 +44,12 @@ def alone(encoder, document):
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 5, 99])
-@pytest.mark.parametrize(("window", "window_tokens"), [(1, 1), (4, 4), (2, 20), (100, 100)])
-def test_each_document_is_pooled_as_if_it_were_alone(encoder, lanes, window, window_tokens):
-    found, order = in_lanes(encoder, DOCUMENTS, lanes=lanes, window=window, window_tokens=window_tokens)
+@pytest.mark.parametrize(
+    ("shortest", "longest", "window_tokens"), [(1, 9, 1), (4, 9, 4), (2, 9, 20), (2, 4, 100), (100, 100, 100)]
+)
+def test_each_document_is_pooled_as_if_it_were_alone(encoder, lanes, shortest, longest, window_tokens):
+    windows = {"shortest": shortest, "longest": longest, "window_tokens": window_tokens}
+    found, order = in_lanes(encoder, DOCUMENTS, lanes=lanes, **windows)
     assert sorted(order) == list(range(len(DOCUMENTS)))
     for number, document in enumerate(DOCUMENTS):
         torch.testing.assert_close(found[number], alone(encoder, document), rtol=0, atol=1e-6)
@@ -54,9 +57,29 @@ def test_each_document_is_pooled_as_if_it_were_alone(encoder, lanes, window, win
 
 def test_a_lane_is_taken_over_as_soon_as_its_document_ended(encoder):
     long, short = DOCUMENTS[0], DOCUMENTS[-4]
-    _, order = in_lanes(encoder, [long, *[short] * 5], lanes=2, window=3, window_tokens=3)
+    _, order = in_lanes(encoder, [long, *[short] * 5], lanes=2, shortest=3, longest=9, window_tokens=3)
     assert order == [1, 2, 3, 4, 5, 0]
 
 
+def test_a_window_has_as_many_steps_as_it_may_so_that_memory_does_not_grow_with_a_document(encoder):
+    steps = []
+
+    class Watched:
+        output_size = encoder.output_size
+
+        def __call__(self, tokens, state, weights):
+            steps.append(len(tokens))
+            return encoder(tokens, state, weights)
+
+    waiting = iter([(0, DOCUMENTS[0])])
+    weights = encoder.prepare(torch.int8)
+    rows = list(
+        read_in_lanes(
+            Watched(), weights, lambda: next(waiting, None), lanes=4, shortest=2, longest=16, window_tokens=1_000
+        )
+    )
+    assert steps == [16, 16, 8] and len(rows) == 1
+
+
 def test_no_documents_give_nothing(encoder):
-    assert in_lanes(encoder, [], lanes=4, window=2, window_tokens=8) == ({}, [])
+    assert in_lanes(encoder, [], lanes=4, shortest=2, longest=8, window_tokens=8) == ({}, [])

@@ -30,8 +30,9 @@ GPU_WINDOW = 32
 """few steps, as many documents are read at once; where there are fewer, a GPU reads several windows together"""
 INT8_LANES = 256
 """documents that one thread reads at once in int8: fewer are multiplied more slowly"""
-INT8_WINDOW, INT8_WINDOW_TOKENS = 16, 2**12
-"""in int8 a window is no shorter than this and holds no more tokens if it can: the shorter, the less is padding"""
+INT8_SHORTEST, INT8_LONGEST, INT8_WINDOW_TOKENS = 16, 2**10, 2**12
+"""steps of a window in int8, and the tokens it holds if it can: the shorter, the less is padding and the less memory a
+long document takes"""
 INT8_THREAD_DOCUMENTS = 64
 """documents from which on a thread of its own pays in int8; threads that share the products of fewer do better"""
 INT8_CHUNK = 4096
@@ -178,7 +179,13 @@ def _pool_in_lanes(
 
         with torch.inference_mode():  # each thread has a mode of its own
             for numbers, rows in read_in_lanes(
-                encoder, weights, take, lanes=INT8_LANES, window=INT8_WINDOW, window_tokens=INT8_WINDOW_TOKENS
+                encoder,
+                weights,
+                take,
+                lanes=INT8_LANES,
+                shortest=INT8_SHORTEST,
+                longest=INT8_LONGEST,
+                window_tokens=INT8_WINDOW_TOKENS,
             ):
                 pooled[numbers] = rows
 

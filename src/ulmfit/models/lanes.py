@@ -35,20 +35,24 @@ def read_in_lanes(
     take: Callable[[], tuple[int, NDArray[Any]] | None],
     *,
     lanes: int,
-    window: int,
+    shortest: int,
+    longest: int,
     window_tokens: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Pool the outputs of documents as they end: their numbers (ended,) and (ended, 3 * output_size) in float32.
 
     `take` gives a number and the ids of the next document, at least one, or None where there are no more. All lanes
-    read a window, of at least `window` tokens or so many that together they hold `window_tokens`; then the documents
-    that ended make room. For an encoder whose results do not depend on where windows end or on the other rows.
+    read a window, in which together they have `window_tokens`, but no fewer steps than `shortest` and no more than
+    `longest`; then the documents that ended make room. For an encoder whose results do not depend on where windows end
+    or on the other rows.
     """
     readings = [reading for _ in range(lanes) if (reading := _next(take)) is not None]
     pool = ConcatPool(_lengths(readings), size=encoder.output_size)
     state: State | None = None
     while readings:
-        steps = min(max(window, window_tokens // len(readings)), max(reading.left for reading in readings))
+        steps = min(
+            max(shortest, min(longest, window_tokens // len(readings))), max(reading.left for reading in readings)
+        )
         outputs, state = encoder(_window(readings, steps), state, weights)
         pool.add(outputs, torch.tensor([reading.left for reading in readings]))
         for reading in readings:
