@@ -191,6 +191,8 @@ def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, s
     fewer = budget.fewer_labels
     if chosen is None and fewer is not None:
         config = fewer.config
+        if not config.classify.bag_of_words and not budget.keeps(BAG):
+            config = config.override({BAG: 1.0})  # or nothing would learn from the other labels
         counts = _more_and_more_labelled(fewer.least, min(fewer.most, sizes.labelled))
         least, chosen = _least_and_largest(costs, sizes, config, budget, seconds_left, labelled=counts)
     if chosen is None and budget.strict:
@@ -203,9 +205,6 @@ def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, s
             f"texts alone; the least that would do here{kept} is --minutes {minutes:g}"
         )
     chosen = chosen or least
-    settings = chosen.config(config)
-    if chosen.labelled < sizes.labelled and not settings.classify.bag_of_words and not budget.keeps(BAG):
-        settings = settings.override({BAG: 1.0})  # or nothing would learn from the others
     return Plan(
         minutes=budget.minutes,
         labelled=chosen.labelled,
@@ -213,7 +212,7 @@ def choose(costs: Costs, sizes: Sizes, config: TrainConfig, budget: Budget, *, s
         unlabelled=chosen.unlabelled,
         of=sizes.unlabelled,
         seconds=round(chosen.seconds(costs, sizes, config).total, 1),
-        config=settings,
+        config=chosen.config(config),
     )
 
 
