@@ -124,7 +124,7 @@ def test_documents_are_classified_in_their_own_order_as_each_alone(model, direct
 def test_in_int8_each_thread_reads_documents_of_its_own_and_each_as_alone(
     monkeypatch, threads, model, direction, count
 ):
-    for name, value in {"LANES": 3, "WINDOW": 2, "WINDOW_TOKENS": 4, "THREAD_DOCUMENTS": 2, "CHUNK": 9}.items():
+    for name, value in {"LANES": 3, "SHORTEST": 2, "WINDOW_TOKENS": 4, "THREAD_DOCUMENTS": 2, "CHUNK": 9}.items():
         monkeypatch.setattr(f"ulmfit.learning.reading.INT8_{name}", value)
     tokenizer = train_tokenizer(["a b c d e f g h"] * 2, config=TokenizerConfig(vocab_size=VOCABULARY))
     generator = np.random.default_rng(3)
