@@ -276,7 +276,7 @@ def figure(out: Path) -> None:
         axis.set_title(f"{labels:,} labels")
         axis.set_xlabel("minutes on two cores")
         axis.set_ylabel("IMDb test accuracy, %")
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         axis.spines[["top", "right"]].set_visible(False)
     with mpl.rc_context({"svg.hashsalt": "ulmfit", "svg.fonttype": "none"}):
         for suffix in ("png", "svg"):
