@@ -110,6 +110,11 @@ def test_a_bundle_in_float32_comes_back_bit_by_bit(tmp_path, kind, directions):
         assert torch.equal(outputs(loaded.models[direction]), outputs(model))
 
 
+def test_a_folder_may_be_named_by_a_string(tmp_path):
+    classifier_bundle().save(tmp_path / "model")
+    assert ClassifierBundle.load(str(tmp_path / "model")).labels == LABELS
+
+
 def test_the_labels_come_back_in_order(tmp_path):
     classifier_bundle().save(tmp_path)
     assert ClassifierBundle.load(tmp_path).labels == LABELS
