@@ -10,21 +10,17 @@ from hypothesis import strategies as st
 from ulmfit.config import ClassifySettings, TrainConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
 from ulmfit.learning.budget import (
-    BAG_READINGS,
     LEAST_LABELLED,
     SAFETY,
     TEXT_STEP,
     Budget,
-    Costs,
     FewerLabels,
-    Sizes,
-    Vocabulary,
     choose,
     described,
     fits_all_labelled,
-    seconds_of,
     shrunk,
 )
+from ulmfit.learning.costs import BAG_READINGS, Costs, Sizes, Vocabulary, seconds_of
 from ulmfit.presets import classify_preset, tune_preset
 
 COSTS = Costs(reading=1e-6, tuning=2e-4, softmax=1e-8, classifying=4e-4, head=2e-4, saving=0.5, fixed=2.0)

@@ -11,7 +11,8 @@ from ulmfit.config import TokenizerConfig, TrainConfig
 from ulmfit.errors import CheckpointError, ConfigError
 from ulmfit.learning import budget as budget_module
 from ulmfit.learning import planning
-from ulmfit.learning.budget import Budget, Costs, FewerLabels, Sizes, Vocabulary
+from ulmfit.learning.budget import Budget, FewerLabels
+from ulmfit.learning.costs import Costs, Sizes, Vocabulary
 from ulmfit.learning.setting import open_setting
 from ulmfit.pipeline import train
 from ulmfit.text.draw import drawn, look_at

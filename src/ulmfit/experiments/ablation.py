@@ -20,7 +20,8 @@ from ulmfit.experiments.products import Shelf
 from ulmfit.experiments.recipes import experiment_named
 from ulmfit.experiments.runner import Options, Run, check_settings, parts_of, runs_of, undone, work
 from ulmfit.experiments.tasks import Limits, Prepared, Task, prepare, valid_share
-from ulmfit.learning.budget import SAFETY, Budget, Seconds
+from ulmfit.learning.budget import SAFETY, Budget
+from ulmfit.learning.costs import Seconds
 from ulmfit.learning.planning import measure
 from ulmfit.learning.setting import open_setting
 from ulmfit.text.draw import Look, look_at

@@ -23,17 +23,9 @@ from ulmfit.bundle import LanguageModelBundle
 from ulmfit.compute import memory_kept
 from ulmfit.config import TrainConfig, TuneSettings
 from ulmfit.errors import CheckpointError, TokenizerError
-from ulmfit.learning.budget import (
-    Budget,
-    Costs,
-    Plan,
-    Sizes,
-    Vocabulary,
-    choose,
-    described,
-    fits_all_labelled,
-)
+from ulmfit.learning.budget import Budget, Plan, choose, described, fits_all_labelled
 from ulmfit.learning.classifier import classifier_stage, start_of_classifying
+from ulmfit.learning.costs import Costs, Sizes, Vocabulary
 from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.language_model import LanguageModelText, language_model_stage, read_base, start_of_tuning
 from ulmfit.learning.setting import Setting
