@@ -141,7 +141,8 @@ def test_a_prediction_is_the_directions_mean_times_the_bag_of_words(taught, tiny
     expected = bundle.bag_of_words.beside(network, texts).numpy()
     found = Predictor(bundle).probabilities(texts)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert np.abs(found - network.numpy()).max() > 0.001  # by how much hangs on the processor's rounding in training
+    # In logarithms: a network that is sure leaves little of a probability to change.
+    assert np.abs(np.log(found) - np.log(network.numpy())).max() > 0.5
     np.testing.assert_allclose(Predictor(bundle).probabilities(texts[:1]), found[:1], rtol=1e-4, atol=1e-5)
 
 
