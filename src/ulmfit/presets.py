@@ -111,7 +111,7 @@ def classify_preset(name: PresetName, *, labelled: int) -> ClassifySettings:
     # 5.08 in its last epoch, and unfreezing at other rates to 4.92, so the schedule stays. TREC-6 gains from small
     # batches too; on AG News they make no difference (docs/results, defaults).
     # Self-training took both directions from 5.46 to 5.20 on 5,000 reviews that nothing had read, with 18,000 labels;
-    # it doubles the classifier's time, so it is for where there is a GPU's.
+    # it takes twice as long again as the classifier, so it is for where there is a GPU's time.
     return ClassifySettings(
         dropout_multiplier=0.8,
         batch_size=64,

@@ -103,7 +103,7 @@ def planned_labels(
 ) -> tuple[Path, Path | None]:
     """The file that the network learns from, and the one of the other labelled texts, if the plan leaves any to it.
 
-    Each class keeps its share, and one text at least in either.
+    Each class keeps its share and has a text in either, or in the first alone where it has but one.
     """
     if plan.labelled == plan.of_labelled:
         return labelled, None
