@@ -2,55 +2,32 @@
 
 import json
 import shutil
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ulmfit.bag_of_words import BagOfWords, Terms
+from bundles import (
+    BOTH,
+    FACTS,
+    KINDS,
+    LABELS,
+    MAKERS,
+    TEXTS,
+    TOKENIZER,
+    bundle_with_bag,
+    classifier_bundle,
+    files,
+    language_model_bundle,
+    problem,
+)
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle, read_bundle_config
 from ulmfit.card import model_card
-from ulmfit.config import ClassifierConfig, EncoderConfig, HeadConfig, LanguageModelConfig, TokenizerConfig
+from ulmfit.config import TokenizerConfig
 from ulmfit.errors import BundleError, OutputError
-from ulmfit.merging import merge
 from ulmfit.models.classifier import Classifier
-from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.tokenizer import train_tokenizer
-
-TEXTS = ["The cat sat on the mat.", "A dog did not sit, it ran and ran.", "Where did the dog run to?"]
-TOKENIZER = train_tokenizer(TEXTS, config=TokenizerConfig(vocab_size=40, min_frequency=1), processes=1)
-ENCODER = EncoderConfig(embedding_size=8, hidden_size=12, layers=2)
-LABELS = ("cat", "dog", "neither: ünklar")
-BOTH = ("forward", "backward")
-FACTS = {"stage": "train", "results": {"classify": {"accuracy": 0.5}}, "command": "ulmfit train"}
-
-
-def language_model_bundle(directions=("forward",), facts=FACTS):
-    torch.manual_seed(0)
-    config = LanguageModelConfig(vocab_size=len(TOKENIZER), encoder=ENCODER)
-    models = {direction: LanguageModel(config).eval() for direction in directions}
-    for model in models.values():
-        torch.nn.init.uniform_(model.decoder_bias, -1, 1)
-    return LanguageModelBundle(config=config, tokenizer=TOKENIZER, models=models, facts=facts)
-
-
-def classifier_bundle(directions=("forward",), facts=FACTS):
-    torch.manual_seed(0)
-    head = HeadConfig(classes=len(LABELS), hidden_size=6)
-    config = ClassifierConfig(vocab_size=len(TOKENIZER), encoder=ENCODER, head=head, window=5)
-    models = {direction: Classifier(config).eval() for direction in directions}
-    for model in models.values():  # as if it had learnt: statistics that are not those of a fresh BatchNorm
-        model.head.layers[0].running_mean.uniform_(-1, 1)
-        model.head.layers[0].num_batches_tracked.fill_(7)
-    return ClassifierBundle(config=config, tokenizer=TOKENIZER, models=models, facts=facts, labels=LABELS)
-
-
-MAKERS = {"language_model": language_model_bundle, "classifier": classifier_bundle}
-kinds = pytest.mark.parametrize("kind", list(MAKERS))
 
 
 def batch():
@@ -75,24 +52,10 @@ def loss(model):
     return model.loss(tokens[:-1], tokens[1:], None).total
 
 
-def files(folder: Path):
-    """Everything in a folder, by relative name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def problem(load, folder):
-    with pytest.raises(BundleError) as caught:
-        load(folder)
-    message = str(caught.value)
-    assert str(folder) in message
-    assert "\n" not in message
-    return message
-
-
 # --- what comes back ------------------------------------------------------------------------------------------------
 
 
-@kinds
+@KINDS
 @pytest.mark.parametrize("directions", [("forward",), ("backward",), BOTH], ids="+".join)
 def test_a_bundle_in_float32_comes_back_bit_by_bit(tmp_path, kind, directions):
     bundle = MAKERS[kind](directions)
@@ -120,7 +83,7 @@ def test_the_labels_come_back_in_order(tmp_path):
     assert ClassifierBundle.load(tmp_path).labels == LABELS
 
 
-@kinds
+@KINDS
 @pytest.mark.parametrize("directions", [("forward",), BOTH], ids="+".join)
 def test_a_bundle_in_int8_is_smaller_and_says_nearly_the_same(tmp_path, kind, directions):
     bundle = MAKERS[kind](directions)
@@ -170,7 +133,7 @@ def test_tied_weights_stay_tied(tmp_path):
     assert not torch.equal(model.encoder.embedding.weight[unread], before[unread])
 
 
-@kinds
+@KINDS
 def test_a_loaded_model_learns_as_the_saved_one_does(tmp_path, kind):
     bundle = MAKERS[kind]()
     bundle.save(tmp_path)
@@ -203,7 +166,7 @@ def test_a_folder_works_wherever_it_is_moved(tmp_path, monkeypatch):
         )
 
 
-@kinds
+@KINDS
 @pytest.mark.parametrize("storage", ["float32", "int8"])
 def test_a_folder_holds_plain_files_without_code_or_paths(tmp_path, kind, storage):
     MAKERS[kind](BOTH).save(tmp_path / "model", storage=storage)
@@ -278,7 +241,7 @@ def test_a_file_in_the_folders_place_is_an_error_of_one_line(tmp_path):
     assert files(tmp_path) == {"file": b"mine"}
 
 
-@kinds
+@KINDS
 def test_a_folder_that_holds_a_model_is_refused_and_left_as_it_was(tmp_path, kind):
     language_model_bundle().save(tmp_path)
     before = files(tmp_path)
@@ -451,13 +414,6 @@ def test_a_bundle_of_the_other_kind_is_refused(tmp_path):
 # --- a bag of words beside the network ------------------------------------------------------------------------------
 
 
-def bundle_with_bag(directions=("forward",), words=(7, 9)):
-    keys = np.array([*words, 8 * len(TOKENIZER) + 9], dtype=np.int64)
-    numbers = np.random.default_rng(0).normal(size=(3, len(LABELS))).astype(np.float32)
-    terms = Terms(TOKENIZER, keys, np.ones(3, np.float32))
-    return replace(classifier_bundle(directions), bag_of_words=BagOfWords(terms, numbers, numbers[0], 0.5))
-
-
 @pytest.mark.parametrize("storage", ["float32", "int8"])
 def test_a_bag_of_words_comes_back_bit_by_bit(tmp_path, storage):
     bundle = bundle_with_bag()
@@ -465,14 +421,6 @@ def test_a_bag_of_words_comes_back_bit_by_bit(tmp_path, storage):
     loaded = ClassifierBundle.load(tmp_path / "model").bag_of_words
     assert loaded.share == 0.5
     assert all(torch.equal(loaded.tensors()[name], tensor) for name, tensor in bundle.bag_of_words.tensors().items())
-
-
-@pytest.mark.parametrize("other", [classifier_bundle, partial(bundle_with_bag, words=(7, 8))])
-def test_models_with_different_bags_of_words_are_not_merged(tmp_path, other):
-    bundle_with_bag().save(tmp_path / "first")
-    other(("backward",)).save(tmp_path / "second")
-    message = problem(lambda folder: merge([tmp_path / "first", folder], out=tmp_path / "merged"), tmp_path / "second")
-    assert "bags of words" in message
 
 
 @pytest.mark.parametrize(
@@ -503,56 +451,3 @@ def edit_config(folder, value):
 def edit_terms(folder, keys):
     (path,) = folder.glob("bag_of_words-*")
     save_file(load_file(path) | {"keys": torch.tensor(keys)}, path)
-
-
-# --- directions trained apart ---------------------------------------------------------------------------------------
-
-
-@kinds
-@pytest.mark.parametrize("storage", ["float32", "int8"])
-def test_two_directions_merged_are_the_model_that_was_trained_of_both(tmp_path, kind, storage):
-    both = MAKERS[kind](BOTH, facts={**FACTS, "results": {"forward": 1, "backward": 2}, "history": [1, 2]})
-    for number, direction in enumerate(BOTH, start=1):
-        facts = {**FACTS, "results": {direction: number}, "history": [number]}
-        one = replace(both, models={direction: both.models[direction]}, facts=facts)
-        one.save(tmp_path / direction, storage=storage)
-    merge([tmp_path / direction for direction in BOTH], out=tmp_path / "merged")
-    both.save(tmp_path / "both", storage=storage)
-    assert files(tmp_path / "merged") == files(tmp_path / "both")
-    merge([tmp_path / "backward", tmp_path / "forward"], out=tmp_path / "turned")
-    assert type(both).load(tmp_path / "turned").directions == BOTH
-
-
-def other_labels():
-    return replace(classifier_bundle(("backward",)), labels=("cat", "dog", "mouse"))
-
-
-def other_sizes():
-    config = LanguageModelConfig(vocab_size=len(TOKENIZER), encoder=ENCODER, output_dropout=0.5)
-    models = {"backward": LanguageModel(config)}
-    return LanguageModelBundle(config=config, tokenizer=TOKENIZER, models=models, facts=FACTS)
-
-
-def other_words():
-    tokenizer = train_tokenizer(TEXTS[::-1], config=TokenizerConfig(vocab_size=20, min_frequency=1), processes=1)
-    config = LanguageModelConfig(vocab_size=len(tokenizer), encoder=ENCODER)
-    models = {"backward": LanguageModel(config)}
-    return LanguageModelBundle(config=config, tokenizer=tokenizer, models=models, facts=FACTS)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "told"),
-    [
-        (classifier_bundle, other_labels, "their classes"),
-        (language_model_bundle, other_sizes, "settings differ"),
-        (language_model_bundle, other_words, "vocabularies differ"),
-        (language_model_bundle, language_model_bundle, "reads forward already"),
-        (language_model_bundle, lambda: classifier_bundle(("backward",)), "do not make one model"),
-    ],
-)
-def test_models_that_do_not_belong_together_are_not_merged(tmp_path, first, second, told):
-    first().save(tmp_path / "first")
-    second().save(tmp_path / "second")
-    message = problem(lambda folder: merge([tmp_path / "first", folder], out=tmp_path / "merged"), tmp_path / "second")
-    assert told in message
-    assert not (tmp_path / "merged").exists()
