@@ -51,7 +51,7 @@ def bundle_with_bag(directions=("forward",), words=(7, 9)):
     keys = np.array([*words, 8 * len(TOKENIZER) + 9], dtype=np.int64)
     numbers = np.random.default_rng(0).normal(size=(3, len(LABELS))).astype(np.float32)
     terms = Terms(TOKENIZER, keys, np.ones(3, np.float32))
-    return replace(classifier_bundle(directions), bag_of_words=BagOfWords(terms, numbers, numbers[0], 0.5))
+    return replace(classifier_bundle(directions), bag_of_words=BagOfWords(terms, numbers, numbers[0], 0.5, 0.25))
 
 
 def files(folder: Path):

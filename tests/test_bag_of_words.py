@@ -26,13 +26,13 @@ def key(*words):
     return words[0] if len(words) == 1 else (words[0] + 1) * VOCAB + words[1]
 
 
-def bag(terms=30, classes=3, share=1.0, seed=0):
+def bag(terms=30, classes=3, share=1.0, network_share=1.0, seed=0):
     generator = np.random.default_rng(seed)
     singles = np.arange(FIRST, VOCAB)
     pairs = np.unique(generator.integers(FIRST, VOCAB, (terms, 2)) @ [VOCAB, 1] + VOCAB)
     keys = np.concatenate([singles, pairs]).astype(np.int64)
     numbers = [generator.normal(size=shape).astype(np.float32) for shape in ((len(keys), classes), classes)]
-    return BagOfWords(Terms(TOKENIZER, keys, np.full(len(keys), 1.5, np.float32)), *numbers, share)
+    return BagOfWords(Terms(TOKENIZER, keys, np.full(len(keys), 1.5, np.float32)), *numbers, share, network_share)
 
 
 def test_vectors_are_the_tf_idf_of_scikit_learn():
@@ -77,11 +77,11 @@ def test_a_text_without_a_known_term_has_the_bias_alone():
     assert model.logits([]).shape == (0, 3)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 3.0])
-def test_beside_is_the_product_of_both_probabilities_made_to_sum_to_one(share):
-    model, texts = bag(share=share), drawn(20)
+@pytest.mark.parametrize(("share", "network_share"), [(0.0, 1.0), (0.5, 1.0), (1.0, 0.2), (3.0, 0.7)])
+def test_beside_is_the_product_of_powers_of_both_probabilities_made_to_sum_to_one(share, network_share):
+    model, texts = bag(share=share, network_share=network_share), drawn(20)
     network = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
-    expected = network * torch.from_numpy(model.logits(texts)).softmax(1) ** share
+    expected = network**network_share * torch.from_numpy(model.logits(texts)).softmax(1) ** share
     found = model.beside(network, texts)
     torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
     if share == 0:
@@ -101,7 +101,7 @@ def test_what_is_written_comes_back():
     assert {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == {
         name: (tensor.shape, tensor.dtype) for name, tensor in layout.items()
     }
-    again = BagOfWords.of_tensors(tensors, tokenizer=TOKENIZER, share=0.5)
+    again = BagOfWords.of_tensors(tensors, tokenizer=TOKENIZER, share=0.5, network_share=1.0)
     np.testing.assert_array_equal(again.logits(drawn(5)), model.logits(drawn(5)))
 
 
@@ -122,4 +122,4 @@ def test_terms_that_are_none_are_refused(keys, told):
         "bias": torch.ones(3),
     }
     with pytest.raises(ValueError, match=told):
-        BagOfWords.of_tensors(tensors, tokenizer=TOKENIZER, share=1.0)
+        BagOfWords.of_tensors(tensors, tokenizer=TOKENIZER, share=1.0, network_share=1.0)

@@ -86,7 +86,9 @@ class BagOfWords:
     bias: Float32s
     """(classes,)"""
     share: float
-    """factor on its log-probabilities, where the network's have 1"""
+    """factor on its log-probabilities"""
+    network_share: float
+    """factor on the network's"""
 
     def logits(self, texts: Sequence[str]) -> Float32s:
         """(texts, classes), each text by itself."""
@@ -98,11 +100,13 @@ class BagOfWords:
     def beside(self, probabilities: Tensor, texts: Sequence[str]) -> Tensor:
         """The network's probabilities of these texts, (texts, classes), times this model's, again summing to 1.
 
-        The product is that of experts who have learnt apart (Hinton 2002): who is less sure says less.
+        The product is that of experts who have learnt apart (Hinton 2002), each to a power of its own: who is less sure
+        says less.
         """
         own = torch.from_numpy(self.logits(texts)).to(probabilities)
         least = torch.finfo(probabilities.dtype).tiny
-        return (probabilities.clamp_min(least).log() + self.share * own.log_softmax(1)).softmax(1)
+        network = probabilities.clamp_min(least).log()
+        return (self.network_share * network + self.share * own.log_softmax(1)).softmax(1)
 
     # --- on disk ----------------------------------------------------------------------------------------------------
 
@@ -125,11 +129,13 @@ class BagOfWords:
             }
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor], *, tokenizer: Tokenizer, share: float) -> BagOfWords:
+    def of_tensors(
+        cls, tensors: Mapping[str, Tensor], *, tokenizer: Tokenizer, share: float, network_share: float
+    ) -> BagOfWords:
         """The inverse of `tensors`; ValueError where the terms do not rise or are none of the vocabulary."""
         keys, rarity, weights, bias = (tensors[name].numpy() for name in ("keys", "rarity", "weights", "bias"))
         if not bool((np.diff(keys) > 0).all()):
             raise ValueError("its terms do not rise")
         if len(keys) and (keys[0] < 0 or keys[-1] >= (len(tokenizer) + 1) * len(tokenizer)):
             raise ValueError("a term is no word or pair of the vocabulary")
-        return cls(Terms(tokenizer, keys, rarity), weights, bias, share)
+        return cls(Terms(tokenizer, keys, rarity), weights, bias, share, network_share)

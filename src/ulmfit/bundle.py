@@ -30,7 +30,7 @@ from ulmfit.weights import read_shards, write_shards
 
 FORMAT, VERSION = "ulmfit-bundle", 1
 CONFIG, TOKENIZER, CARD = "config.json", "tokenizer.json", "README.md"
-BAG_OF_WORDS, BAG_TOKENIZER = "bag_of_words", "bag_of_words.json"
+BAG_OF_WORDS, BAG_TOKENIZER, BAG_SHARES = "bag_of_words", "bag_of_words.json", ("share", "network_share")
 
 Model = TypeVar("Model", bound=nn.Module)
 ModelConfig = TypeVar("ModelConfig", bound=Config)
@@ -172,8 +172,10 @@ class ClassifierBundle(Bundle[Classifier, ClassifierConfig]):
 
     def _own_values(self) -> dict[str, Any]:
         bag = self.bag_of_words
-        beside = {} if bag is None else {"bag_of_words": {"terms": len(bag.terms), "share": bag.share}}
-        return {"labels": list(self.labels), **beside}
+        if bag is None:
+            return {"labels": list(self.labels)}
+        shares = {name: getattr(bag, name) for name in BAG_SHARES}
+        return {"labels": list(self.labels), "bag_of_words": {"terms": len(bag.terms), **shares}}
 
     def _write_own(self, folder: Path) -> None:
         if self.bag_of_words is not None:
@@ -187,15 +189,14 @@ class ClassifierBundle(Bundle[Classifier, ClassifierConfig]):
         names = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
         if not names or len(labels) != config.head.classes or len(set(labels)) != len(labels):
             raise ConfigError(f"{CONFIG}: 'labels' must name the {config.head.classes} classes, each once")
-        bag = values.get("bag_of_words", {"terms": 0, "share": 0.0})
+        bag = values.get("bag_of_words", {"terms": 0} | dict.fromkeys(BAG_SHARES, 0.0))
         if not (
             isinstance(bag, dict)
             and isinstance(bag.get("terms"), int)
-            and isinstance(bag.get("share"), float)
             and 0 <= bag["terms"] <= 2**31
-            and 0 <= bag["share"] <= 100
+            and all(isinstance(bag.get(name), float) and 0 <= bag[name] <= 100 for name in BAG_SHARES)
         ):
-            raise ConfigError(f"{CONFIG}: 'bag_of_words' must have a number of terms and a share of 0 to 100")
+            raise ConfigError(f"{CONFIG}: 'bag_of_words' must have a number of terms, and shares of 0 to 100")
         return {"labels": tuple(labels)}
 
     @classmethod
@@ -208,7 +209,8 @@ class ClassifierBundle(Bundle[Classifier, ClassifierConfig]):
         tensors = read_shards(folder, names, expected=expected)
         tokenizer = _read_tokenizer(folder / BAG_TOKENIZER)
         try:
-            return {"bag_of_words": BagOfWords.of_tensors(tensors, tokenizer=tokenizer, share=bag["share"])}
+            shares = {name: bag[name] for name in BAG_SHARES}
+            return {"bag_of_words": BagOfWords.of_tensors(tensors, tokenizer=tokenizer, **shares)}
         except ValueError as error:
             raise BundleError(f"{folder}: {BAG_OF_WORDS} is damaged ({error}); copy the whole folder again") from None
 

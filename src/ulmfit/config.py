@@ -285,7 +285,7 @@ class ClassifySettings(Config):
         0.0,
         ge=0,
         le=100,
-        description="what a linear model of words and pairs counts beside the network; 0: none is made",
+        description="what a linear model of words and pairs counts beside the network, as a power; 0: none is made",
     )
 
 

@@ -136,7 +136,7 @@ def _few_labels(name: PresetName, labelled: int) -> ClassifySettings:
         window=140,
         valid_share=0.0,
         # In minutes of a CPU the language model sees little of the domain, and words alone tell what it has not learnt
-        # yet: where a short run had 70.3 %, they had 79.9 and both together 80.8 (docs/results, demo).
+        # yet: where a short run had 70.3 %, they had 79.9 and both together 80.8 (docs/results, bag of words).
         bag_of_words=0.0 if long else 1.0,
         # From a language model tuned on all of IMDb, 100 labels had an error of 12.6 on reviews held out, and 10.3 with
         # the surest four fifths of 10,000 reviews beside them; with half of them 10.9 (three draws, better in each; all

@@ -7,12 +7,13 @@ import pytest
 import torch
 from sklearn.decomposition import TruncatedSVD
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from ulmfit.bag_of_words import encoded
 from ulmfit.bundle import ClassifierBundle
 from ulmfit.config import ClassifyConfig
 from ulmfit.learning import bag_of_words
-from ulmfit.learning.bag_of_words import learn_bag_of_words, terms_of
+from ulmfit.learning.bag_of_words import EQUAL_LABELS, SHORT_TUNING, learn_bag_of_words, share_of_network, terms_of
 from ulmfit.pipeline import train_classifier
 from ulmfit.predict import Predictor
 from ulmfit.text.tokenizer import Tokenizer
@@ -44,7 +45,7 @@ def right(model, texts, labels):
 
 
 def learnt(texts, labels, more=(), classes=2, **given):
-    return learn_bag_of_words(texts, labels, more, classes=classes, share=1.0, seed=0, **given)
+    return learn_bag_of_words(texts, labels, more, classes=classes, share=1.0, network_share=1.0, seed=0, **given)
 
 
 def test_words_that_only_unlabelled_text_has_are_understood_by_the_company_they_keep(monkeypatch):
@@ -55,23 +56,38 @@ def test_words_that_only_unlabelled_text_has_are_understood_by_the_company_they_
     assert right(learnt(*few), *unseen) < 0.75
 
 
-def test_the_table_is_the_mean_of_both_regressions(monkeypatch):
+@pytest.mark.parametrize("words", [8, 20], ids=["easy", "hard"])
+def test_the_table_is_the_mean_of_both_regressions_as_sure_as_it_is_right_on_folds(monkeypatch, words):
     monkeypatch.setattr(bag_of_words, "TERM_STRENGTHS", (10.0,))
     monkeypatch.setattr(bag_of_words, "DIRECTION_STRENGTHS", (10.0,))
     monkeypatch.setattr(bag_of_words, "DIRECTIONS", 5)
-    (texts, labels), more, (probe, _) = labelled(60), unlabelled(40), labelled(20, seed=9)
+    (texts, labels), more, (probe, _) = labelled(60, words=words), unlabelled(40), labelled(20, seed=9)
     model = learnt(texts, labels, more)
     rows, others, unseen = (
         model.terms.vectors(encoded(model.terms.tokenizer, given)) for given in (texts, more, probe)
     )
     seen = TruncatedSVD(5, n_iter=2, random_state=0)
     seen.fit(np.concatenate([rows.toarray(), others.toarray()]))
-    logits = [
-        LogisticRegression(C=10.0, max_iter=1000).fit(inputs, labels).decision_function(given)
-        for inputs, given in ((rows, unseen), (seen.transform(rows), seen.transform(unseen)))
-    ]
+    regression = LogisticRegression(C=10.0, max_iter=1000)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    logits, held_out = [], []
+    for inputs, given in ((rows, unseen), (seen.transform(rows), seen.transform(unseen))):
+        logits.append(regression.fit(inputs, labels).decision_function(given))
+        held_out.append(cross_val_predict(regression, inputs, labels, cv=folds, method="decision_function"))
+    scales = np.exp(np.linspace(-np.log(4), np.log(4), 2001))
+    losses = np.logaddexp(0, -scales[:, None] * np.where(labels == 1, 1, -1) * np.mean(held_out, 0)).mean(1)
     found = model.logits(probe)
-    np.testing.assert_allclose(found[:, 1] - found[:, 0], np.mean(logits, 0), rtol=1e-2, atol=1e-2)
+    expected = scales[losses.argmin()] * np.mean(logits, 0)
+    np.testing.assert_allclose(found[:, 1] - found[:, 0], expected, rtol=2e-2, atol=2e-2)
+
+
+def test_what_it_has_learnt_from_a_few_labels_is_said_as_surely_as_it_is_right():
+    texts, labels = labelled(40)
+    probe, truth = labelled(1000, seed=4)
+    chosen = learnt(texts, labels, unlabelled(200)).logits(probe)
+    margins = np.where(truth == 1, 1, -1) * (chosen[:, 1] - chosen[:, 0])
+    losses = [np.logaddexp(0, -scale * margins).mean() for scale in (0.25, 1, 4)]
+    assert min(losses) == losses[1]
 
 
 def test_the_same_seed_gives_the_same_model():
@@ -95,8 +111,8 @@ def test_a_class_that_weighs_more_is_likelier():
     texts, labels = labelled(30)
     probe, _ = labelled(200, seed=4)
     plain, heavy = (learnt(texts, labels, class_weights=weights) for weights in (None, [20.0, 1.0]))
-    margins = [model.logits(probe) @ [1, -1] for model in (plain, heavy)]
-    assert (margins[1] > margins[0]).mean() > 0.9
+    shares = [(model.logits(probe).argmax(1) == 0).mean() for model in (plain, heavy)]
+    assert shares[1] > shares[0] + 0.02
 
 
 def test_terms_are_the_most_frequent_and_in_three_texts_at_least(monkeypatch):
@@ -108,6 +124,20 @@ def test_terms_are_the_most_frequent_and_in_three_texts_at_least(monkeypatch):
     assert terms.rarity == pytest.approx(np.log(5 / 4) + 1)
     monkeypatch.setattr(bag_of_words, "MOST_TERMS", 1)
     assert terms_of(documents, tokenizer).keys.tolist() == [a]
+
+
+def test_a_network_has_the_more_say_the_more_labels_it_learnt_from():
+    shares = [share_of_network(labelled, classes=3, tuned_tokens=1000) for labelled in (0, 3 * EQUAL_LABELS)]
+    assert shares == [0, 0.5]
+    assert share_of_network(100, classes=2, tuned_tokens=0) < share_of_network(101, classes=2, tuned_tokens=0) < 1
+
+
+def test_a_language_model_tuned_on_ten_times_the_text_needs_a_tenth_of_the_labels():
+    shares = [
+        share_of_network(labelled, classes=2, tuned_tokens=tokens * SHORT_TUNING)
+        for labelled, tokens in ((300, 1), (30, 10))
+    ]
+    assert shares == [0.5, 0.5]
 
 
 # --- a whole run ----------------------------------------------------------------------------------------------------
@@ -127,6 +157,9 @@ def test_a_bag_of_words_comes_with_the_model_and_is_told_of(taught):
     bundle, out = taught
     bag = bundle.bag_of_words
     assert bag is not None and bag.share == 0.5
+    assert bag.network_share == share_of_network(
+        bundle.facts["results"]["bag of words"]["labelled"], classes=2, tuned_tokens=1000
+    )
     assert bundle.facts["results"]["bag of words"]["terms"] == len(bag.terms) > 20
     assert 0.5 < bundle.facts["results"]["bag of words"]["accuracy"] <= 1
     assert "bag of words: terms" in (out / "README.md").read_text(encoding="utf-8")

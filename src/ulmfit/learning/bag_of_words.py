@@ -3,13 +3,16 @@
 One regression sees the terms themselves. The other sees a document through the few hundred directions in which all the
 text varies most, labelled or not (latent semantic analysis, Deerwester et al. 1990): words that go together in the
 unlabelled text share what a few labels say of one of them. Both are linear, so the mean of their logits is one table.
+It is scaled to be as sure as it is right on documents held out by folds: regularised for few labels, it says too
+little.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +33,15 @@ TERM_STRENGTHS, DIRECTION_STRENGTHS = (1.0, 10.0, 100.0), (0.1, 1.0, 10.0, 100.0
 """inverse strengths of regularisation to choose from by cross-validation"""
 FOLDS, MOST_TO_CHOOSE_BY = 5, 4_000
 """folds, and the most labelled documents in them"""
+MOST_SCALE = 4.0
+"""factor on the logits, or divisor"""
+
+EQUAL_LABELS = 150
+"""of each class, with which a network has half of the vote that it has with many"""
+SHORT_TUNING = 10**6
+"""tokens that a language model may be tuned on before its network is trusted with fewer labels"""
+
+Float64s: TypeAlias = NDArray[np.float64]
 
 
 def learn_bag_of_words(
@@ -39,6 +51,7 @@ def learn_bag_of_words(
     *,
     classes: int,
     share: float,
+    network_share: float,
     seed: int,
     class_weights: Sequence[float] | None = None,
 ) -> BagOfWords:
@@ -47,13 +60,27 @@ def learn_bag_of_words(
     documents, others = encoded(tokenizer, texts), encoded(tokenizer, unlabelled)
     terms = terms_of([*documents, *others], tokenizer)
     rows = terms.vectors(documents)
-    regression = _Regression(classes, seed, class_weights)
-    weights, bias = regression.fit(rows, labels, TERM_STRENGTHS)
+    regression = _Regression(labels, classes=classes, seed=seed, class_weights=class_weights)
+    fits = [regression.fit(rows, TERM_STRENGTHS)]
     directions = _directions(rows, others, terms, seed=seed)
     if directions is not None:
-        seen, seen_bias = regression.fit(rows @ directions, labels, DIRECTION_STRENGTHS)
-        weights, bias = (weights + directions @ seen) / 2, (bias + seen_bias) / 2
-    return BagOfWords(terms, weights.astype(np.float32), bias.astype(np.float32), share)
+        seen = regression.fit(rows @ directions, DIRECTION_STRENGTHS)
+        fits.append(replace(seen, weights=directions @ seen.weights))
+    scale = regression.scale_of([fit.held_out for fit in fits])
+    weights = scale * np.mean([fit.weights for fit in fits], 0)
+    bias = scale * np.mean([fit.bias for fit in fits], 0)
+    return BagOfWords(terms, weights.astype(np.float32), bias.astype(np.float32), share, network_share)
+
+
+def share_of_network(labelled: int, *, classes: int, tuned_tokens: int) -> float:
+    """The power of a network's probabilities beside a bag of words, by the labelled texts that it learnt from.
+
+    With few it is less right than a bag of words and surer, and most of what it says is the same: correlations of .6 to
+    .9 were found between their logits (docs/results, bag of words). A language model that was tuned on much text needs
+    fewer labels.
+    """
+    equal = EQUAL_LABELS * classes * min(1.0, SHORT_TUNING / max(1, tuned_tokens))
+    return labelled / (labelled + equal)
 
 
 def terms_of(documents: Sequence[Int64s], tokenizer: Tokenizer) -> Terms:
@@ -91,33 +118,80 @@ def _directions(rows: Any, others: Sequence[Int64s], terms: Terms, *, seed: int)
     return directions
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A regression's table, and what those of the folds said of the documents they had not seen."""
+
+    weights: Float64s
+    """(features, classes)"""
+    bias: Float64s
+    """(classes,)"""
+    held_out: Float64s | None
+    """logits (documents, classes); None where a class has too few documents for folds"""
+
+
 class _Regression:
-    """Multinomial logistic regression."""
+    """Multinomial logistic regression, its strength by cross-validation where there are labels enough."""
 
-    def __init__(self, classes: int, seed: int, class_weights: Sequence[float] | None) -> None:
-        self.classes, self.seed = classes, seed
-        self.class_weights = None if class_weights is None else dict(enumerate(class_weights))
+    def __init__(
+        self, labels: NDArray[np.int32], *, classes: int, seed: int, class_weights: Sequence[float] | None
+    ) -> None:
+        from sklearn.model_selection import StratifiedKFold
 
-    def fit(
-        self, rows: Any, labels: NDArray[np.int32], strengths: Sequence[float]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(features, classes) and (classes,); the strength by cross-validation where there are labels enough."""
+        self.labels = labels
+        self.class_weights = None if class_weights is None else np.asarray(class_weights)
+        self.some = np.sort(np.random.default_rng([seed, 0xF01D]).permutation(len(labels))[:MOST_TO_CHOOSE_BY])
+        rarest = int(np.bincount(labels[self.some], minlength=classes).min())
+        self.folds = None
+        if rarest > 1:
+            self.folds = StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
+
+    def fit(self, rows: Any, strengths: Sequence[float]) -> _Fit:
+        """On (documents, features)."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV, StratifiedKFold
+        from sklearn.model_selection import cross_val_predict
 
-        model = LogisticRegression(max_iter=1000, class_weight=self.class_weights)
-        strength = strengths[len(strengths) // 2]
-        some = np.sort(np.random.default_rng([self.seed, 0xF01D]).permutation(len(labels))[:MOST_TO_CHOOSE_BY])
-        rarest = int(np.bincount(labels[some], minlength=self.classes).min())
+        weights = None if self.class_weights is None else dict(enumerate(self.class_weights.tolist()))
+        model = LogisticRegression(C=strengths[len(strengths) // 2], max_iter=1000, class_weight=weights)
+        held_out, least = None, np.inf
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what it has come to by then serves
-            if rarest > 1:
-                folds = StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=self.seed)
-                search = GridSearchCV(model, {"C": strengths}, cv=folds, scoring="neg_log_loss", refit=False)
-                strength = search.fit(rows[some], labels[some]).best_params_["C"]
-            model.set_params(C=strength).fit(rows, labels)
-        weights, bias = model.coef_.T, model.intercept_
-        if self.classes == 2:  # scikit-learn has one column, for the second class against the first
-            weights, bias = np.concatenate([-weights, weights], 1) / 2, np.concatenate([-bias, bias]) / 2
-        return weights, bias
+            if self.folds is not None:
+                for strength in strengths:
+                    trial = LogisticRegression(C=strength, max_iter=1000, class_weight=weights)
+                    logits = _of_each_class(
+                        cross_val_predict(
+                            trial, rows[self.some], self.labels[self.some], cv=self.folds, method="decision_function"
+                        )
+                    )
+                    if (loss := self._loss(logits)) < least:
+                        model, held_out, least = trial, logits, loss
+            model.fit(rows, self.labels)
+        return _Fit(_of_each_class(model.coef_.T), _of_each_class(model.intercept_[None])[0], held_out)
+
+    def scale_of(self, held_out: Sequence[Float64s | None]) -> float:
+        """The factor by which the mean of such logits has the lowest loss (temperature scaling, Guo et al. 2017)."""
+        from scipy.optimize import minimize_scalar
+
+        logits = [given for given in held_out if given is not None]
+        if not logits:
+            return 1.0
+        mean, limit = np.mean(logits, 0), np.log(MOST_SCALE)
+        found = minimize_scalar(
+            lambda power: self._loss(np.exp(power) * mean), bounds=(-limit, limit), method="bounded"
+        )
+        return float(np.exp(found.x))
+
+    def _loss(self, logits: Float64s) -> float:
+        from scipy.special import log_softmax
+
+        labels = self.labels[self.some]
+        right = log_softmax(logits, 1)[np.arange(len(labels)), labels]
+        return -float(np.average(right, weights=None if self.class_weights is None else self.class_weights[labels]))
+
+
+def _of_each_class(values: NDArray[Any]) -> Float64s:
+    """A column a class; of two classes scikit-learn has one, for the second against the first."""
+    columns = values.reshape(-1, 1) if values.ndim == 1 else values
+    return np.concatenate([-columns, columns], 1) / 2 if columns.shape[1] == 1 else columns
