@@ -10,7 +10,7 @@ little.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -66,7 +66,7 @@ def learn_bag_of_words(
     if directions is not None:
         seen = regression.fit(rows @ directions, DIRECTION_STRENGTHS)
         fits.append(replace(seen, weights=directions @ seen.weights))
-    scale = regression.scale_of([fit.held_out for fit in fits])
+    scale = regression.scale_of(fits)
     weights = scale * np.mean([fit.weights for fit in fits], 0)
     bias = scale * np.mean([fit.bias for fit in fits], 0)
     return BagOfWords(terms, weights.astype(np.float32), bias.astype(np.float32), share, network_share)
@@ -81,6 +81,15 @@ def share_of_network(labelled: int, *, classes: int, tuned_tokens: int) -> float
     """
     equal = EQUAL_LABELS * classes * min(1.0, SHORT_TUNING / max(1, tuned_tokens))
     return labelled / (labelled + equal)
+
+
+def tuned_tokens(facts: Mapping[str, Any]) -> int:
+    """How much text of the domain a language model of these facts has learnt from; none where it is a base."""
+    if facts.get("stage") != "tune" or not facts.get("history"):
+        return 0
+    data = facts.get("data")
+    tokens = data.get("tokens") if isinstance(data, dict) else 0
+    return tokens if isinstance(tokens, int) else 0
 
 
 def terms_of(documents: Sequence[Int64s], tokenizer: Tokenizer) -> Terms:
@@ -149,32 +158,22 @@ class _Regression:
     def fit(self, rows: Any, strengths: Sequence[float]) -> _Fit:
         """On (documents, features)."""
         from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import cross_val_predict
 
-        weights = None if self.class_weights is None else dict(enumerate(self.class_weights.tolist()))
-        model = LogisticRegression(C=strengths[len(strengths) // 2], max_iter=1000, class_weight=weights)
-        held_out, least = None, np.inf
+        strength, held_out = strengths[len(strengths) // 2], None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what it has come to by then serves
             if self.folds is not None:
-                for strength in strengths:
-                    trial = LogisticRegression(C=strength, max_iter=1000, class_weight=weights)
-                    logits = _of_each_class(
-                        cross_val_predict(
-                            trial, rows[self.some], self.labels[self.some], cv=self.folds, method="decision_function"
-                        )
-                    )
-                    if (loss := self._loss(logits)) < least:
-                        model, held_out, least = trial, logits, loss
-            model.fit(rows, self.labels)
+                tried = {strength: self._on_folds(rows, strength) for strength in strengths}
+                strength = min(tried, key=lambda each: self._loss(tried[each]))
+                held_out = tried[strength]
+            model = self._model(strength).fit(rows, self.labels)
         return _Fit(_of_each_class(model.coef_.T), _of_each_class(model.intercept_[None])[0], held_out)
 
-    def scale_of(self, held_out: Sequence[Float64s | None]) -> float:
-        """The factor by which the mean of such logits has the lowest loss (temperature scaling, Guo et al. 2017)."""
+    def scale_of(self, fits: Sequence[_Fit]) -> float:
+        """The factor by which the mean of their logits has the lowest loss (temperature scaling, Guo et al. 2017)."""
         from scipy.optimize import minimize_scalar
 
-        logits = [given for given in held_out if given is not None]
+        logits = [fit.held_out for fit in fits if fit.held_out is not None]
         if not logits:
             return 1.0
         mean, limit = np.mean(logits, 0), np.log(MOST_SCALE)
@@ -182,6 +181,21 @@ class _Regression:
             lambda power: self._loss(np.exp(power) * mean), bounds=(-limit, limit), method="bounded"
         )
         return float(np.exp(found.x))
+
+    def _model(self, strength: float) -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        weights = None if self.class_weights is None else dict(enumerate(self.class_weights.tolist()))
+        return LogisticRegression(C=strength, max_iter=1000, class_weight=weights)
+
+    def _on_folds(self, rows: Any, strength: float) -> Float64s:
+        """Logits of documents by models that had not seen them."""
+        from sklearn.model_selection import cross_val_predict
+
+        seen = rows[self.some], self.labels[self.some]
+        return _of_each_class(
+            cross_val_predict(self._model(strength), *seen, cv=self.folds, method="decision_function")
+        )
 
     def _loss(self, logits: Float64s) -> float:
         from scipy.special import log_softmax

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ulmfit.config import (
     UnfreezingPlan,
 )
 from ulmfit.errors import ConfigError
-from ulmfit.learning.bag_of_words import MOST_UNLABELLED, learn_bag_of_words, share_of_network
+from ulmfit.learning.bag_of_words import MOST_UNLABELLED, learn_bag_of_words, share_of_network, tuned_tokens
 from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.reading import classify_documents, padded, pool_documents
 from ulmfit.learning.self_training import with_surest
@@ -146,7 +146,7 @@ def _learn_bag_of_words(
         classes=len(names),
         share=settings.bag_of_words,
         network_share=share_of_network(
-            len(source.documents), classes=len(names), tuned_tokens=_tuned_tokens(tuned.facts)
+            len(source.documents), classes=len(names), tuned_tokens=tuned_tokens(tuned.facts)
         ),
         seed=seed,
         class_weights=_class_weights(settings, source.corpus, source.documents).tolist(),
@@ -160,13 +160,6 @@ def _learn_bag_of_words(
         told += f", alone right on {results['accuracy']:.2%} of what was held out"
     setting.tell(Note(told))
     return bag, results
-
-
-def _tuned_tokens(facts: Mapping[str, Any]) -> int:
-    """How much text of the domain a language model has learnt from; none where it is a base."""
-    data = facts.get("data")
-    tokens = data.get("tokens") if facts.get("stage") == "tune" and isinstance(data, dict) else 0
-    return tokens if isinstance(tokens, int) else 0
 
 
 def _learn(
