@@ -16,13 +16,13 @@ from ulmfit.config import (
     TuneSettings,
     UnfreezingPlan,
 )
-from ulmfit.presets import FEW_LABELS, VERY_FEW_LABELS, classify_preset, pretrain_preset, tune_preset
+from ulmfit.presets import FEW_LABELS, MANY_LABELS, VERY_FEW_LABELS, classify_preset, pretrain_preset, tune_preset
 from ulmfit.training.schedules import groups_of, phases_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = get_args(PresetName)
-AMOUNTS = {"very few": VERY_FEW_LABELS - 1, "few": FEW_LABELS - 1, "many": FEW_LABELS}
+AMOUNTS = {"very few": VERY_FEW_LABELS - 1, "few": FEW_LABELS - 1, "some": FEW_LABELS, "many": MANY_LABELS}
 LANGUAGE_MODEL_GROUPS, CLASSIFIER_GROUPS = 4, 5
 """an embedding and three layers, and the head"""
 
@@ -56,8 +56,9 @@ def test_every_preset_trains_layer_groups_that_there_are_and_all_of_them_in_the_
 
 @pytest.mark.parametrize("name", NAMES)
 def test_few_labels_and_many_are_learnt_from_differently(name):
-    very_few, few, many = (classify_preset(name, labelled=labelled) for labelled in AMOUNTS.values())
-    assert few != many
+    very_few, few, some, many = (classify_preset(name, labelled=labelled) for labelled in AMOUNTS.values())
+    assert few not in (some, many)
+    assert some == classify_preset(name, labelled=MANY_LABELS - 1)
     assert few == classify_preset(name, labelled=VERY_FEW_LABELS)
     assert very_few == classify_preset(name, labelled=2)
     assert many == classify_preset(name, labelled=10**6)
@@ -88,12 +89,19 @@ def test_tune_uses_its_preset(ulmfit, tiny, tmp_path, name):
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_train_uses_the_preset_for_its_number_of_labels(ulmfit, tiny, tmp_path, monkeypatch, name, amount):
     labelled = tiny.file("dozen", 12, seed=13)
-    monkeypatch.setattr(presets, "FEW_LABELS", 12 if amount == "many" else 13)
+    monkeypatch.setattr(presets, "MANY_LABELS", 12 if amount == "many" else 13)
+    monkeypatch.setattr(presets, "FEW_LABELS", 12 if amount in ("some", "many") else 13)
     monkeypatch.setattr(presets, "VERY_FEW_LABELS", 13 if amount == "very few" else 12)
     assert ulmfit("train", labelled, "--base", tiny.base, "--out", tmp_path / "out", "--preset", name).code == 0
     monkeypatch.undo()
     expected = TrainConfig(tune=tune_preset(name), classify=classify_preset(name, labelled=AMOUNTS[amount]))
     assert used(tmp_path / "out", TrainConfig) == expected
+
+
+def test_a_whole_pass_over_many_labels_has_larger_batches_and_a_second_classifier_twice_as_large_ones():
+    some, many = (classify_preset("paper", labelled=labelled) for labelled in (MANY_LABELS - 1, MANY_LABELS))
+    assert (some.batch_size, some.self_training_batch_size) == (32, 64)
+    assert many == some.override({"batch_size": 64, "self_training_batch_size": 128})
 
 
 def test_quick_is_the_preset_where_none_is_named(ulmfit, tiny, tmp_path):

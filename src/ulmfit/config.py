@@ -197,6 +197,7 @@ class LanguageModelTraining(Config):
     """How a language model learns: streams of text in windows that carry state."""
 
     batch_size: int = Field(64, ge=1, description="parallel streams of text")
+    least_steps: int = Field(2, ge=2, description="of an epoch: shorter text gets fewer streams, down to 16 for this")
     window: int = Field(70, ge=2, description="tokens per window")
     window_jitter: float = Field(5.0, ge=0, description="standard deviation of the window's length, in tokens")
     activation_regularisation: float = Field(2.0, ge=0, description="AR alpha, on dropped outputs")
@@ -281,6 +282,9 @@ class ClassifySettings(Config):
         0.0, ge=0, le=1, description="share of the unlabelled texts, the surest, that teach a second classifier"
     )
     self_training_documents: int = Field(2_000, ge=1, description="most unlabelled texts that it is a share of")
+    self_training_batch_size: int | None = Field(
+        None, ge=2, description="documents, for the second classifier; none: as many as the first has"
+    )
     bag_of_words: float = Field(
         0.0,
         ge=0,

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ulmfit.config import EncoderConfig, LanguageModelConfig, TokenizerConfig
-from ulmfit.learning.language_model import measure_language_model
+from ulmfit.config import EncoderConfig, LanguageModelConfig, LanguageModelTraining, TokenizerConfig
+from ulmfit.learning.language_model import measure_language_model, streams_for
 from ulmfit.models.language_model import LanguageModel
+from ulmfit.presets import tune_preset
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.tokenizer import train_tokenizer
 
@@ -37,3 +38,23 @@ def test_perplexity_is_that_of_all_tokens_of_one_long_text_but_its_first(directi
         expected = float(functional.cross_entropy(logits, text[1:]))
     assert measured["valid_loss"] == pytest.approx(expected, rel=1e-5)
     assert measured["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "streams", "why"),
+    [
+        (23_000_000, 256, "as many as asked for"),
+        (1_300_000, 162, "an epoch of 100 steps"),
+        (60_000, 16, "no fewer for the sake of steps"),
+        (1_600, 10, "two windows a stream"),
+        (100, 1, "less than two windows"),
+    ],
+)
+def test_the_paper_presets_streams_follow_the_amount_of_text(tokens, streams, why):
+    assert streams_for(tokens, tune_preset("paper").training) == streams, why
+
+
+@pytest.mark.parametrize("tokens", [1, 139, 140, 8_959, 8_960, 10**6])
+def test_without_least_steps_streams_are_cut_only_to_have_two_windows_each(tokens):
+    training = LanguageModelTraining()
+    assert streams_for(tokens, training) == max(1, min(training.batch_size, tokens // (2 * training.window)))

@@ -12,6 +12,7 @@ from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.self_training import CHOSEN, Labels, candidates, joined, surest
 from ulmfit.pipeline import train_classifier
 from ulmfit.run_folder import RunFolder
+from ulmfit.text.batches import DocumentBatches
 from ulmfit.text.corpus import Corpus
 from ulmfit.training.schedules import phases_over_more
 
@@ -100,6 +101,22 @@ def test_a_second_classifier_learns_and_is_the_one_that_is_kept(classify, tiny):
     assert stages(taught) == ["classify forward", "self-train forward"]
     heads = [next(bundle.models["forward"].head.parameters()) for bundle in (plain, taught)]
     assert not torch.equal(*heads)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, [4, 4]), ({"classify__self_training_batch_size": 8}, [4, 8])])
+def test_the_second_classifier_has_as_many_documents_a_batch_as_the_first_or_as_are_given(
+    classify, tiny, monkeypatch, given, expected
+):
+    sizes = []
+
+    class Seen(DocumentBatches):
+        def __init__(self, *arguments, batch_size, shuffle=True, **others):
+            super().__init__(*arguments, batch_size=batch_size, shuffle=shuffle, **others)
+            sizes.append(batch_size)
+
+    monkeypatch.setattr("ulmfit.learning.classifier.DocumentBatches", Seen)
+    classify(unlabelled=[tiny.unlabelled], classify__batch_size=4, **HALF, **given)
+    assert sizes == expected
 
 
 def test_without_unlabelled_text_there_is_one_classifier_the_same_as_without_self_training(classify, tiny):

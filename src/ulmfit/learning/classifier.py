@@ -87,7 +87,8 @@ def learn_classifiers(
         more = with_surest(setting, source, pool, models, settings)
         if more is not None:
             phases = phases_over_more(settings.phases, documents=len(source.documents), of=len(more.documents))
-            again = settings.model_copy(update={"phases": phases})
+            batch_size = settings.self_training_batch_size or settings.batch_size
+            again = settings.model_copy(update={"phases": phases, "batch_size": batch_size})
             models = _learn(setting, more, tuned, config, again, name="self-train")
     facts = run_facts(setting, "train", base=tuned.facts.get("base"), corpus=corpus, documents=len(corpus))
     bag = None
