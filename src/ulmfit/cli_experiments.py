@@ -123,7 +123,7 @@ def ablate(
     *,
     unlabelled: Several = None,
     test: Test = None,
-    minutes: Annotated[float, Parameter(help="most time to take; data and seeds are fitted to it")] = 60.0,
+    minutes: Annotated[float, Parameter(help="most time to take; data and seeds are fitted to it")] = 120.0,
     out: Results,
     only: Annotated[
         list[str] | None, Parameter(help="these experiments alone", consume_multiple=True, negative="")

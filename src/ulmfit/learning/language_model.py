@@ -79,7 +79,7 @@ class LanguageModelText:
         if streams < setting.processes.size:
             raise ConfigError(
                 f"{streams} streams of text cannot be shared by {setting.processes.size} processes; "
-                "start fewer, give more text or a larger batch_size"
+                "start fewer, or give more text, a larger batch_size or a smaller least_steps"
             )
         if streams < training.batch_size:
             setting.report(Note(f"only {tokens:,} tokens: {streams} streams in place of {training.batch_size}"))
