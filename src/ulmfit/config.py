@@ -197,7 +197,7 @@ class LanguageModelTraining(Config):
     """How a language model learns: streams of text in windows that carry state."""
 
     batch_size: int = Field(64, ge=1, description="parallel streams of text")
-    least_steps: int = Field(2, ge=2, description="of an epoch: shorter text gets fewer streams, down to 16 for this")
+    least_steps: int = Field(2, ge=2, description="of an epoch; text too short for them gets fewer streams, down to 16")
     window: int = Field(70, ge=2, description="tokens per window")
     window_jitter: float = Field(5.0, ge=0, description="standard deviation of the window's length, in tokens")
     activation_regularisation: float = Field(2.0, ge=0, description="AR alpha, on dropped outputs")

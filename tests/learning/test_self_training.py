@@ -109,12 +109,11 @@ def test_the_second_classifier_has_as_many_documents_a_batch_as_the_first_or_as_
 ):
     sizes = []
 
-    class Seen(DocumentBatches):
-        def __init__(self, *arguments, batch_size, shuffle=True, **others):
-            super().__init__(*arguments, batch_size=batch_size, shuffle=shuffle, **others)
-            sizes.append(batch_size)
+    def seen(*arguments, **named):
+        sizes.append(named["batch_size"])
+        return DocumentBatches(*arguments, **named)
 
-    monkeypatch.setattr("ulmfit.learning.classifier.DocumentBatches", Seen)
+    monkeypatch.setattr("ulmfit.learning.classifier.DocumentBatches", seen)
     classify(unlabelled=[tiny.unlabelled], classify__batch_size=4, **HALF, **given)
     assert sizes == expected
 
