@@ -68,6 +68,32 @@ def test_a_step_is_the_formula_of_nesterov_momentum_decay_and_scale():
     assert torch.allclose(weight, before, atol=1e-4)
 
 
+def test_two_processes_share_the_matrices_out_and_move_all_of_them_as_one_would(two_processes):
+    """Three of one shape, two here and one there, and a single one, of which the second process has none."""
+    ran = two_processes("""
+    from ulmfit.config import OptimizerConfig, Phase
+    from ulmfit.training.distributed import ALONE, joined
+    from ulmfit.training.optimizer import build_optimizer
+
+    def moved(processes):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in ((12, 6), (4, 9), (5,))]
+        groups, config = {"three": parameters[:1], "one": parameters[1:]}, OptimizerConfig(name="muon")
+        stacked = {"three": 3, "one": 1}
+        optimizer = build_optimizer(groups, Phase(rate=0.01), config, stacked=stacked, processes=processes)
+        for _ in range(2):
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape)
+            optimizer.step()
+        return parameters
+
+    with joined() as processes:
+        assert processes.size == 2
+        torch.testing.assert_close(moved(processes), moved(ALONE), atol=1e-4, rtol=0)
+    """)
+    assert [code for code, _ in ran] == [0, 0], "\n".join(said for _, said in ran)
+
+
 def test_biases_and_groups_that_stack_nothing_learn_by_adamw():
     ours, theirs = make((5, 4), (5,)), make((5, 4), (5,))
     optimizers = [

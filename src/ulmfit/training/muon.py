@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ulmfit.training.distributed import ALONE, Processes
 from ulmfit.training.rowwise import RowwiseAdam
 
 MOMENTUM = 0.95
@@ -41,8 +42,13 @@ class Muon(RowwiseAdam):
     """AdamW, but parameters of groups with `stacked` > 0 are that many matrices one above the other, and learn by Muon.
 
     An LSTM's weight stacks its four gates; each is a map of its own and is made orthogonal by itself. Lookup tables,
-    biases and heads learn by AdamW, at rates of the same meaning.
+    biases and heads learn by AdamW, at rates of the same meaning. Several processes, which have the same gradients,
+    share the matrices out.
     """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, processes: Processes = ALONE, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self.processes = processes
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -65,11 +71,15 @@ class Muon(RowwiseAdam):
                 updates.append(parameter.grad.lerp(state["momentum"], MOMENTUM))  # Nesterov's look ahead
                 parameter.grad = None
             rows, columns = shape[0] // entry["stacked"], shape[1]
-            moved = orthogonalise(torch.cat(updates).view(-1, rows, columns)).reshape(-1, *shape)
+            moved = self._orthogonalised(torch.cat(updates).view(-1, rows, columns)).reshape(-1, *shape)
             scale = _ADAM_RMS * math.sqrt(max(rows, columns))
             for parameter, update in zip(parameters, moved, strict=True):
                 parameter.mul_(1 - entry["lr"] * entry["weight_decay"])
                 parameter.add_(update.to(parameter.dtype), alpha=-entry["lr"] * scale)
+
+    def _orthogonalised(self, matrices: Tensor) -> Tensor:
+        own = orthogonalise(matrices[self.processes.share(len(matrices))])
+        return self.processes.gather(own, len(matrices))
 
 
 def _by_shape(parameters: Iterable[Any]) -> dict[tuple[int, int], list[Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ulmfit.config import OptimizerConfig, Phase
+from ulmfit.training.distributed import ALONE, Processes
 from ulmfit.training.muon import Muon
 from ulmfit.training.rowwise import RowwiseAdam
 from ulmfit.training.schedules import discriminative_rates, groups_of
@@ -18,13 +20,18 @@ Groups = Mapping[str, Sequence[Tensor]]
 
 
 def build_optimizer(
-    groups: Groups, phase: Phase, config: OptimizerConfig, *, stacked: Mapping[str, int] | None = None
+    groups: Groups,
+    phase: Phase,
+    config: OptimizerConfig,
+    *,
+    stacked: Mapping[str, int] | None = None,
+    processes: Processes = ALONE,
 ) -> Optimizer:
     """Unfreeze the phase's groups, freeze the rest, and give each its discriminative peak rate.
 
     Rates fall by the factor from group to group of the whole model, whether or not the ones between learn. Weight
     decay acts on matrices alone: biases and BatchNorm's scales are few and are not what overfits. `stacked` tells Muon
-    of how many maps the matrices of a group are the stack.
+    of how many maps the matrices of a group are the stack, and it shares them out over the processes.
     """
     learning = groups_of(phase, count=len(groups))
     peaks = discriminative_rates(phase.rate, groups=len(groups), factor=phase.discriminative)
@@ -43,14 +50,15 @@ def build_optimizer(
                     peak = peaks[index] * (config.adam_rate if apart else 1.0)
                     shared = {"lr": peak, "peak": peak, "stacked": maps_in}
                     entries.append({"params": members, "weight_decay": decay, **shared})
-    kind = Muon if config.name == "muon" else RowwiseAdam
-    return kind(
-        entries,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        decoupled_weight_decay=config.name != "adam",
-        fused=True,
-    )
+    settings: dict[str, Any] = {
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+        "decoupled_weight_decay": config.name != "adam",
+        "fused": True,
+    }
+    if config.name == "muon":
+        return Muon(entries, processes=processes, **settings)
+    return RowwiseAdam(entries, **settings)
 
 
 def set_rates(optimizer: Optimizer, share: float) -> None:

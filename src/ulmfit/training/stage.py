@@ -125,7 +125,9 @@ class _Run:
             self.report(StageStarted(stage.name, sum(self.sizes), self._steps_done(), tuple(at.history)))
             while at.phase < len(stage.phases) and not self._stopped():
                 phase = stage.phases[at.phase]
-                optimizer = build_optimizer(stage.groups, phase, stage.optimizer, stacked=stage.stacked)
+                optimizer = build_optimizer(
+                    stage.groups, phase, stage.optimizer, stacked=stage.stacked, processes=self.processes
+                )
                 if optimizer_state:
                     load_optimizer_tensors(optimizer, optimizer_state)
                 while at.epoch < phase.epochs and not self._stopped():

@@ -29,7 +29,7 @@ def seconds_a_token(
     processes of a run make the same steps and get the same answer.
     """
     phase = Phase(groups=groups, rate=_RATE, schedule="constant")
-    optimizer = build_optimizer(stage.groups, phase, stage.optimizer, stacked=stage.stacked)
+    optimizer = build_optimizer(stage.groups, phase, stage.optimizer, stacked=stage.stacked, processes=processes)
     stage.model.train()
     tokens, spent, began = 0, 0.0, None
     with closing(_without_end(stage)) as batches:
