@@ -33,10 +33,10 @@ from ulmfit.config import (
     TuneConfig,
     TuneSettings,
 )
-from ulmfit.learning.classifier import learn_classifiers
 from ulmfit.learning.language_model import LanguageModelText, learn_language_models
 from ulmfit.learning.reading import classify_documents
 from ulmfit.learning.setting import Setting, open_setting
+from ulmfit.learning.voters import learn_classifiers
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.predict import Predictor

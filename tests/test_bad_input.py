@@ -245,7 +245,7 @@ def test_a_finished_model_is_not_overwritten(train, tiny, tmp_path):
 
 def test_a_disk_that_is_full_at_any_moment_ends_a_run_in_one_line_and_costs_nothing(full_disk, train, tiny, tmp_path):
     """Every file the run writes is refused once, the smallest last; what was learnt is there to resume from."""
-    labelled = tiny.file("few", 40, seed=11)
+    labelled = tiny.file("few", 60, seed=11)
     out = tmp_path / "model"
     assert train(labelled).code == 0
     unbroken = everything(out)

@@ -122,7 +122,8 @@ def test_minutes_are_planned_for_said_and_what_was_set_stays(ulmfit, tiny, tmp_p
     assert_finished(ran, out, "Trained")
     (said,) = [line for line in ran.err.splitlines() if line.startswith("for 20 minutes: ")]
     assert (
-        "80 of 80 unlabelled texts beside the 120 labelled; epochs of tuning: 1, of the classifier: 1; about " in said
+        "80 of 80 unlabelled texts beside the 120 labelled; epochs of tuning: 1, of the classifier: 1, "
+        "which teaches a second one; about " in said
     )
     assert said.endswith("; tune.training.phases and classify.phases stay as set")
     assert any(line.startswith("took ") and line.endswith(" of the 20 minutes given") for line in ran.err.splitlines())

@@ -360,7 +360,7 @@ def info(model: Annotated[str, Parameter(help="en, a folder, or a hub id")]) -> 
 def demo(
     *,
     out: Annotated[Path | None, Parameter(help="keep the trained model in this new folder")] = None,
-    minutes: Annotated[float, Parameter(help="for tuning and training: what fits into them on this machine")] = 6.0,
+    minutes: Annotated[float, Parameter(help="for tuning and training: what fits into them on this machine")] = 8.0,
     seed: Seed = 0,
 ) -> None:
     """Train a classifier on a bundled sample of film reviews and compare it with tf-idf + logistic regression."""

@@ -282,6 +282,12 @@ class ClassifySettings(Config):
         0.0, ge=0, le=1, description="share of the unlabelled texts, the surest, that teach a second classifier"
     )
     self_training_documents: int = Field(2_000, ge=1, description="most unlabelled texts that it is a share of")
+    self_training_phases: tuple[Phase, ...] | None = Field(
+        None,
+        min_length=1,
+        description="of the second classifier, where its texts are so many that these are no fewer steps than the "
+        "first one's; else, and if none: the first one's phases, in about twice as many steps",
+    )
     self_training_batch_size: int | None = Field(
         None, ge=2, description="documents, for the second classifier; none: as many as the first has"
     )

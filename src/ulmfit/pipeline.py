@@ -15,11 +15,12 @@ from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
 from ulmfit.config import ClassifyConfig, Direction, LanguageModelConfig, PretrainConfig, TrainConfig, TuneConfig
 from ulmfit.errors import ConfigError, DataError
 from ulmfit.learning.budget import Budget, in_words
-from ulmfit.learning.classifier import check_class_weights, learn_classifiers
+from ulmfit.learning.classifier import check_class_weights
 from ulmfit.learning.language_model import LanguageModelText, learn_language_models, read_base, start_of_tuning
 from ulmfit.learning.planning import describe_budget, plan_within, planned_labels, planned_texts
 from ulmfit.learning.setting import base_name, describe_inputs, open_setting
 from ulmfit.learning.vocabulary import domain_tokenizer, learn_tokenizer, rows_in
+from ulmfit.learning.voters import learn_classifiers
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.pretrained import find_bundle
 from ulmfit.text.sources import read_records

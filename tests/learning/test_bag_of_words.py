@@ -14,12 +14,11 @@ from ulmfit.bundle import ClassifierBundle
 from ulmfit.config import ClassifyConfig
 from ulmfit.learning import bag_of_words
 from ulmfit.learning.bag_of_words import (
-    EQUAL_LABELS,
-    SHORT_TUNING,
+    MOST_BETTER,
+    NETWORK_SHARE,
     learn_bag_of_words,
     share_of_network,
     terms_of,
-    tuned_tokens,
 )
 from ulmfit.pipeline import train_classifier
 from ulmfit.predict import Predictor
@@ -52,7 +51,7 @@ def right(model, texts, labels):
 
 
 def learnt(texts, labels, more=(), classes=2, **given):
-    return learn_bag_of_words(texts, labels, more, classes=classes, share=1.0, network_share=1.0, seed=0, **given)
+    return learn_bag_of_words(texts, labels, more, classes=classes, share=1.0, seed=0, **given)[0]
 
 
 def test_words_that_only_unlabelled_text_has_are_understood_by_the_company_they_keep(monkeypatch):
@@ -137,33 +136,69 @@ def test_terms_are_the_most_frequent_and_in_three_texts_at_least(monkeypatch):
     assert terms_of(documents, tokenizer).keys.tolist() == [a]
 
 
-def test_a_network_has_the_more_say_the_more_labels_it_learnt_from():
-    shares = [share_of_network(labelled, classes=3, tuned_tokens=1000) for labelled in (0, 3 * EQUAL_LABELS)]
-    assert shares == [0, 0.5]
-    assert share_of_network(100, classes=2, tuned_tokens=0) < share_of_network(101, classes=2, tuned_tokens=0) < 1
+def test_how_much_better_than_chance_it_is_on_folds_comes_beside_it():
+    texts, labels = labelled(60, words=8)
+    model, found = learn_bag_of_words(texts, labels, [], classes=2, share=1.0, seed=0)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    guesses = np.zeros(60)
+    for seen, unseen in folds.split(texts, labels):
+        part = learnt([texts[place] for place in seen], labels[seen])
+        guesses[unseen] = part.logits([texts[place] for place in unseen]).argmax(1)
+    assert found == pytest.approx((guesses == labels).mean() - 0.5, abs=0.1) and found > 0.1
+    assert right(model, texts, labels) == 1
 
 
-def test_a_language_model_tuned_on_ten_times_the_text_needs_a_tenth_of_the_labels():
-    shares = [
-        share_of_network(labelled, classes=2, tuned_tokens=tokens * SHORT_TUNING)
-        for labelled, tokens in ((300, 1), (30, 10))
-    ]
-    assert shares == [0.5, 0.5]
+def test_a_class_with_one_text_is_left_out_of_the_folds_and_learnt_all_the_same():
+    classes = (GOOD, BAD, NEUTRAL[:10])
+    texts, labels = labelled(60, classes=classes)
+    kept = [place for place, label in enumerate(labels) if label != 2 or place == 2]
+    model, found = learn_bag_of_words(
+        [texts[place] for place in kept], labels[kept], [], classes=3, share=1.0, seed=0, class_weights=[1.0, 1.0, 5.0]
+    )
+    assert model.weights.shape == (len(model.terms), 3)
+    assert 0.25 < found <= 0.5  # of two classes in the folds
 
 
-@pytest.mark.parametrize(
-    ("facts", "tokens"),
-    [
-        ({"stage": "tune", "data": {"tokens": 7}, "history": [{"epoch": 1}]}, 7),
-        ({"stage": "tune", "data": {"tokens": 7}, "history": []}, 0),
-        ({"stage": "pretrain", "data": {"tokens": 7}, "history": [{"epoch": 1}]}, 0),
-        ({"stage": "tune", "data": {"tokens": "many"}, "history": [{"epoch": 1}]}, 0),
-        ({"stage": "tune", "data": 7, "history": [{"epoch": 1}]}, 0),
-        ({}, 0),
-    ],
-)
-def test_text_counts_that_the_language_model_was_tuned_on_and_has_learnt_from(facts, tokens):
-    assert tuned_tokens(facts) == tokens
+def test_two_texts_without_a_word_in_common_are_enough_and_say_nothing_of_themselves():
+    texts, labels = ["good good good a", "bad bad bad b"], np.array([0, 1], np.int32)
+    model, found = learn_bag_of_words(texts, labels, [], classes=2, share=1.0, seed=0)
+    assert found is None and model.network_share == NETWORK_SHARE
+    assert right(model, texts, labels) == 1
+
+
+def told_apart(count, distance, *, classes=2, size=30, seed=0):
+    """Features in which classes lie so far apart, and labels."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % classes
+    places = generator.normal(size=(classes, size)) * distance / np.sqrt(size)
+    return (places[labels] + generator.normal(size=(count, size))).astype(np.float32), labels
+
+
+def test_a_network_counts_by_how_much_better_than_chance_its_features_are_beside_the_bag_of_words():
+    features, labels = told_apart(300, 1.5)
+    regression = LogisticRegression(C=0.01, max_iter=1000)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    rows = (features - features.mean(0)) / features.std(0)
+    better = (cross_val_predict(regression, rows, labels, cv=folds) == labels).mean() - 0.5
+    assert 0.1 < better < 0.45
+    for of_bag, times in (
+        (better, 1.0),
+        (better / 1.2, 1.2),
+        (2 * better, 0.5),
+        (better / 9, MOST_BETTER),
+        (0.0, MOST_BETTER),
+    ):
+        found = share_of_network(features, labels, of_bag, classes=2, seed=0)
+        assert found == pytest.approx(NETWORK_SHARE * times)
+    assert share_of_network(features, labels, None, classes=2, seed=0) == NETWORK_SHARE
+    assert share_of_network(features[:2], labels[:2], 0.3, classes=2, seed=0) == NETWORK_SHARE
+
+
+def test_features_that_say_nothing_leave_the_vote_to_the_bag_of_words():
+    features, labels = told_apart(400, 0.0, seed=3)
+    assert share_of_network(features, labels, 0.4, classes=2, seed=0) < 0.2 * NETWORK_SHARE
+    constant = np.ones((400, 3), np.float32)
+    assert share_of_network(constant, labels, 0.4, classes=2, seed=0) == pytest.approx(0, abs=0.1)
 
 
 # --- a whole run ----------------------------------------------------------------------------------------------------
@@ -183,9 +218,8 @@ def test_a_bag_of_words_comes_with_the_model_and_is_told_of(taught):
     bundle, out = taught
     bag = bundle.bag_of_words
     assert bag is not None and bag.share == 0.5
-    assert bag.network_share == share_of_network(
-        bundle.facts["results"]["bag of words"]["labelled"], classes=2, tuned_tokens=1000
-    )
+    assert 0 <= bag.network_share <= NETWORK_SHARE * MOST_BETTER
+    assert bundle.facts["results"]["bag of words"]["network share"] == round(bag.network_share, 3)
     assert bundle.facts["results"]["bag of words"]["terms"] == len(bag.terms) > 20
     assert 0.5 < bundle.facts["results"]["bag of words"]["accuracy"] <= 1
     assert "bag of words: terms" in (out / "README.md").read_text(encoding="utf-8")

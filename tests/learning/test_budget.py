@@ -11,6 +11,7 @@ from ulmfit.config import ClassifySettings, TrainConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
 from ulmfit.learning.budget import (
     LEAST_LABELLED,
+    LEAST_TAUGHT,
     SAFETY,
     TEXT_STEP,
     Budget,
@@ -32,9 +33,10 @@ SIZES = Sizes(
     vocabulary=Vocabulary(size=8_000, tokens=80_000, exponent=0.5, limit=60_000),
     groups=5,
 )
-QUICK = TrainConfig(tune=tune_preset("quick"), classify=classify_preset("quick", labelled=300)).override(
+TEACHING = TrainConfig(tune=tune_preset("quick"), classify=classify_preset("quick", labelled=300)).override(
     {"classify.bag_of_words": 0}
 )
+QUICK = TEACHING.override({"classify.self_training": 0})
 PAPER = TrainConfig(tune=tune_preset("paper"), classify=classify_preset("paper", labelled=25_000))
 
 
@@ -67,20 +69,36 @@ def test_the_seconds_are_tokens_by_their_costs():
     assert seconds.other == pytest.approx((tokens + 80_000) * 1e-6 + models * 0.5 + 2.0)
 
 
-def test_a_bag_of_words_takes_as_long_as_some_readings_of_all_the_text():
+def test_a_bag_of_words_takes_as_long_as_some_readings_of_all_the_text_and_one_of_its_labelled_texts_by_the_network():
     without, with_it = (
         seconds_of(1_000, QUICK.override({"classify.bag_of_words": share}), COSTS, SIZES) for share in (0, 1)
     )
-    assert with_it.other - without.other == pytest.approx(BAG_READINGS * SIZES.tokens(SIZES.unlabelled) * 1e-6)
+    reading = BAG_READINGS * SIZES.tokens(SIZES.unlabelled) * 1e-6
+    assert with_it.other - without.other == pytest.approx(reading + 80_000 * 2e-4)
     assert (with_it.tuning, with_it.classifying) == (without.tuning, without.classifying)
 
 
-def test_self_training_adds_a_look_at_its_texts_and_a_second_classifier():
+@pytest.mark.parametrize(
+    ("phases", "head", "every"),
+    [
+        # 300 labelled and 500 others: two epochs of the head, and of eight of all layers six, for twice the steps.
+        (None, 2, 6),
+        (QUICK.classify.self_training_phases, 1, 3),
+        (QUICK.classify.self_training_phases[1:], 2, 6),  # 3 epochs of 800 are less than 10 of 300, so these are not it
+    ],
+)
+def test_self_training_adds_a_look_at_its_texts_and_a_second_classifier(phases, head, every):
+    given = phases if phases is None else [dict(phase) for phase in phases]
     plain, taught = (
-        seconds_of(1_000, QUICK.override({"classify.self_training": share}), COSTS, SIZES) for share in (0, 0.5)
+        seconds_of(
+            1_000,
+            QUICK.override({"classify.self_training": share, "classify.self_training_phases": given}),
+            COSTS,
+            SIZES,
+        )
+        for share in (0, 0.5)
     )
-    # 300 labelled and 500 others: two epochs of the head, and of eight of all layers six, for twice the steps.
-    second = (80_000 + 130_000) * (2 * 2e-4 + 6 * 4e-4)
+    second = (80_000 + 130_000) * (head * 2e-4 + every * 4e-4)
     assert taught.classifying - plain.classifying == pytest.approx(260_000 * 2e-4 + second)
     assert taught.tuning == plain.tuning
     none = seconds_of(0, QUICK.override({"classify.self_training": 0.5}), COSTS, SIZES)
@@ -100,7 +118,7 @@ def test_checkpoints_by_the_clock_are_counted():
     assert often.other - seldom.other == pytest.approx((minutes - minutes / 2) * 3 * 0.5)
 
 
-@pytest.mark.parametrize("config", [QUICK, PAPER, QUICK.override({"run.direction": "both"})])
+@pytest.mark.parametrize("config", [QUICK, TEACHING, PAPER, QUICK.override({"run.direction": "both"})])
 @pytest.mark.parametrize("minutes", [5, 10, 20, 60, 1_000])
 def test_the_plan_fits_what_is_left_by_its_own_estimate(config, minutes):
     chosen = plan(minutes, config, spent=10.0)
@@ -126,12 +144,15 @@ def test_more_minutes_never_mean_less(minutes, tuning, classifying, unlabelled, 
     except ConfigError:
         return
     more = plan(minutes[1], config, costs=costs, sizes=sizes)
+    assert more.config.classify.self_training >= fewer.config.classify.self_training
+    if more.config.classify.self_training > fewer.config.classify.self_training:
+        return  # a second classifier comes before all else
     assert more.unlabelled >= fewer.unlabelled or epochs(more.config) != epochs(fewer.config)
     for few, many, most in zip(*(epochs(chosen) for chosen in (fewer.config, more.config, config)), strict=True):
         assert all(1 <= a <= b <= c for a, b, c in zip(few, many, most, strict=True))
 
 
-@pytest.mark.parametrize("config", [QUICK, PAPER])
+@pytest.mark.parametrize("config", [QUICK, TEACHING, PAPER])
 def test_with_time_enough_the_settings_are_done_in_full(config):
     chosen = plan(1e6, config)
     assert (chosen.unlabelled, chosen.of) == (5_000, 5_000)
@@ -235,7 +256,8 @@ def test_where_there_is_no_time_for_all_labelled_texts_the_network_has_some_and_
     network = chosen.config.override({"classify.bag_of_words": 0})
     a_part = replace(SIZES, labelled=chosen.labelled, labelled_tokens=80_000 * chosen.labelled / 300)
     bag = BAG_READINGS * SIZES.tokens(SIZES.unlabelled) * COSTS.reading  # all labelled texts, and 5,000 others
-    assert expected.total == pytest.approx(seconds_of(chosen.unlabelled, network, COSTS, a_part).total + bag)
+    asked = a_part.labelled_tokens * COSTS.head
+    assert expected.total == pytest.approx(seconds_of(chosen.unlabelled, network, COSTS, a_part).total + bag + asked)
     assert with_a_part(1, keep=["classify.bag_of_words"]).config.classify.bag_of_words == 0
 
 
@@ -277,6 +299,68 @@ def test_a_part_of_the_labelled_texts_is_told():
     chosen = with_a_part(1)
     told = described(chosen, SIZES, COSTS, QUICK, Budget(1))
     assert f"beside {chosen.labelled} of 300 labelled, all of which the bag of words has; " in told
+
+
+# --- self-training --------------------------------------------------------------------------------------------------
+
+
+def least_minutes_of_teaching(**changed):
+    """In which a classifier of few epochs and a second one fit, on as many texts as there must be."""
+    first = TEACHING.override(
+        {
+            "tune.training.phases": [{**dict(QUICK.tune.training.phases[0]), "epochs": 1}],
+            "classify.phases": [
+                {**dict(phase), "epochs": count} for phase, count in zip(QUICK.classify.phases, (1, 2), strict=True)
+            ],
+        }
+    )
+    return seconds_of(LEAST_TAUGHT, first, COSTS, replace(SIZES, **changed)).total / SAFETY / 60
+
+
+def test_a_second_classifier_comes_as_soon_as_there_is_time_for_it():
+    least = least_minutes_of_teaching()
+    before, after = plan(0.99 * least, TEACHING), plan(1.01 * least, TEACHING)
+    assert before == plan(0.99 * least, QUICK)
+    assert after.config.classify.self_training == TEACHING.classify.self_training
+    assert (after.unlabelled, epochs(after.config)) == (LEAST_TAUGHT, ((1,), (1, 2)))
+    assert before.config.classify.self_training == 0 and epochs(before.config)[1] > (1, 2)
+
+
+def test_of_many_labelled_texts_as_many_unlabelled_ones_must_be_taught():
+    many = replace(SIZES, labelled=2_000, labelled_tokens=520_000)
+    plans = [plan(minutes, TEACHING, sizes=many) for minutes in range(20, 200, 5)]
+    teaching = [chosen for chosen in plans if chosen.config.classify.self_training]
+    assert len(plans) > len(teaching) > 0 and min(chosen.unlabelled for chosen in teaching) >= 2_000
+
+
+def test_what_there_is_is_taught_where_that_is_less():
+    few = replace(SIZES, unlabelled=90, unlabelled_tokens=24_000)
+    assert plan(30, TEACHING, sizes=few).config.classify.self_training
+    none = replace(SIZES, unlabelled=0, unlabelled_tokens=0.0)
+    assert plan(30, TEACHING, sizes=none) == plan(30, QUICK, sizes=none)
+
+
+def test_with_a_second_classifier_its_texts_come_before_another_epoch_of_tuning():
+    plans = [plan(minutes / 4, TEACHING) for minutes in range(40, 400)]
+    once = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (1,)]
+    twice = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (2,)]
+    assert min(max(once), *twice) >= TEACHING.classify.self_training_documents > min(once)
+
+
+def test_self_training_that_is_given_by_hand_stays_or_is_an_error():
+    least = least_minutes_of_teaching()
+    assert plan(1.01 * least, TEACHING, keep=["classify.self_training"]).config.classify.self_training
+    with pytest.raises(ConfigError, match="the least that would do"):
+        plan(0.99 * least, TEACHING, keep=["classify.self_training"])
+
+
+def test_whether_there_is_a_second_classifier_is_told():
+    least = least_minutes_of_teaching()
+    for minutes, words in (
+        (0.99 * least, "of 2 + 8, no self-training; "),
+        (1.01 * least, ", which teaches a second one; "),
+    ):
+        assert words in described(plan(minutes, TEACHING), SIZES, COSTS, TEACHING, Budget(minutes))
 
 
 @pytest.mark.parametrize("minutes", [0, -1, math.nan, math.inf])

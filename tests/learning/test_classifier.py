@@ -7,7 +7,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional
 
 from ulmfit.config import ClassifierConfig, ClassifySettings, EncoderConfig, EncoderDropouts, TokenizerConfig
-from ulmfit.learning.classifier import FrozenEncoder, LabelledBatch, _class_weights, _classification_loss
+from ulmfit.learning.classifier import FrozenEncoder, LabelledBatch, _classification_loss, class_weights
 from ulmfit.learning.reading import classify_documents, pool_documents
 from ulmfit.models.classifier import Classifier, encode_documents
 from ulmfit.text.corpus import Corpus
@@ -96,9 +96,9 @@ def test_balanced_weights_are_those_of_scikit_learn_on_the_documents_learnt_from
     corpus = Corpus.from_documents([[2]] * 8, vocab_size=3, labels=labels, label_names=["a", "b", "c"])
     learn = np.array([0, 1, 2, 4, 6, 7])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=np.array(labels)[learn])
-    found = _class_weights(ClassifySettings(class_weights="balanced"), corpus, learn)
+    found = class_weights(ClassifySettings(class_weights="balanced"), corpus, learn)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
-    named = _class_weights(ClassifySettings(class_weights={"c": 5.0}), corpus, learn)
+    named = class_weights(ClassifySettings(class_weights={"c": 5.0}), corpus, learn)
     assert named.tolist() == [1.0, 1.0, 5.0]
 
 

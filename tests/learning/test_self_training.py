@@ -1,6 +1,7 @@
 """Self-training: which texts teach the second classifier, with which labels, and for how long."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from ulmfit.errors import CheckpointError
 from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.self_training import CHOSEN, Labels, candidates, joined, surest
 from ulmfit.pipeline import train_classifier
+from ulmfit.predict import Predictor
 from ulmfit.run_folder import RunFolder
 from ulmfit.text.batches import DocumentBatches
 from ulmfit.text.corpus import Corpus
+from ulmfit.text.sources import read_records
 from ulmfit.training.schedules import phases_over_more
 
 HALF = {"classify__self_training": 0.5}
@@ -118,6 +121,25 @@ def test_the_second_classifier_has_as_many_documents_a_batch_as_the_first_or_as_
     assert sizes == expected
 
 
+def test_the_teacher_of_the_second_classifier_is_what_the_run_would_be_without_it(classify, tiny, monkeypatch):
+    """Network and bag of words together, whose vote is that of the product."""
+    plain = classify("plain", unlabelled=[tiny.unlabelled], classify__bag_of_words=0.5)
+    texts = [record.text for record in read_records([tiny.unlabelled])]
+    votes = []
+
+    def seen(probabilities, share):
+        votes.append(probabilities)
+        return surest(probabilities, share)
+
+    monkeypatch.setattr("ulmfit.learning.self_training.surest", seen)
+    taught = classify("taught", unlabelled=[tiny.unlabelled], classify__bag_of_words=0.5, **HALF)
+    assert stages(taught) == ["classify forward", "self-train forward"]
+    assert len(votes) == 1 and len(votes[0]) == len(texts)
+    np.testing.assert_allclose(votes[0], Predictor(plain, precision="float32").probabilities(texts), atol=1e-5)
+    alone = Predictor(replace(plain, bag_of_words=None), precision="float32").probabilities(texts)
+    assert np.abs(votes[0].numpy() - alone).max() > 1e-3
+
+
 def test_without_unlabelled_text_there_is_one_classifier_the_same_as_without_self_training(classify, tiny):
     plain = classify("plain")
     for name, texts in (("none", []), ("labelled alone", [tiny.labelled])):
@@ -129,7 +151,7 @@ def test_without_unlabelled_text_there_is_one_classifier_the_same_as_without_sel
 def test_a_run_killed_between_the_two_goes_on_with_the_same_texts_to_the_same_bits(classify, tiny, monkeypatch):
     unbroken = classify("unbroken", unlabelled=[tiny.unlabelled], **HALF)
     with monkeypatch.context() as patched:
-        patched.setattr("ulmfit.learning.classifier.phases_over_more", _killed)
+        patched.setattr("ulmfit.learning.voters.taught", _killed)
         with pytest.raises(KeyboardInterrupt):
             classify("broken", unlabelled=[tiny.unlabelled], **HALF)
     monkeypatch.setattr("ulmfit.learning.self_training.surest", lambda *_: pytest.fail("chosen again"))
@@ -144,7 +166,7 @@ def _killed(*_, **__):
 @pytest.mark.parametrize("damage", ["{", "[[0], [7]]", "[[0, 1], [0]]", "[[100000], [0]]"])
 def test_a_damaged_choice_is_named_with_the_way_out(classify, tiny, tmp_path, monkeypatch, damage):
     with monkeypatch.context() as patched:
-        patched.setattr("ulmfit.learning.classifier.phases_over_more", _killed)
+        patched.setattr("ulmfit.learning.voters.taught", _killed)
         with pytest.raises(KeyboardInterrupt):
             classify(unlabelled=[tiny.unlabelled], **HALF)
     chosen = RunFolder(tmp_path / "model").work / CHOSEN

@@ -18,11 +18,13 @@ from ulmfit.config import TrainConfig
 from ulmfit.errors import ConfigError
 from ulmfit.experiments.products import Shelf
 from ulmfit.experiments.recipes import experiment_named
-from ulmfit.experiments.runner import Options, Run, check_settings, parts_of, runs_of, undone, work
+from ulmfit.experiments.runner import Options, Run, check_settings, known_base, parts_of, runs_of, undone, work
 from ulmfit.experiments.tasks import Limits, Prepared, Task, prepare, valid_share
+from ulmfit.experiments.ways import epochs_of
 from ulmfit.learning.budget import SAFETY, Budget
 from ulmfit.learning.costs import Seconds
 from ulmfit.learning.planning import measure
+from ulmfit.learning.self_training import taught
 from ulmfit.learning.setting import open_setting
 from ulmfit.text.draw import Look, look_at
 from ulmfit.text.parts import renamed_when_whole
@@ -305,9 +307,13 @@ def seconds_of(run: Run, data: Prepared, options: Options, speed: Speed, tokens:
             made.add(part.classifier)
             probed = part.epochs * data.counts["valid"] if experiment.measure == "valid" else data.counts["test"]
             documents = part.epochs * labelled + probed / EVALUATION_GAIN
-            if part.classify.classify.self_training:  # about twice as many steps again, see `phases_over_more`
-                candidates = min(text - labelled, part.classify.classify.self_training_documents)
-                documents += 2 * part.epochs * labelled + candidates / EVALUATION_GAIN
+            settings = part.classify.classify
+            if settings.self_training:
+                candidates = min(text - labelled, settings.self_training_documents)
+                learnt = labelled + settings.self_training * candidates
+                again = taught(settings, documents=labelled, of=learnt).phases
+                documents += epochs_of(again, layers=known_base(part.base).layers) * learnt
+                documents += candidates / EVALUATION_GAIN
             total += Seconds(classifying=documents * tokens / speed.classifying, other=speed.fixed)
     return total
 

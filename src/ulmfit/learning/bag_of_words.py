@@ -10,7 +10,7 @@ little.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -36,10 +36,12 @@ FOLDS, MOST_TO_CHOOSE_BY = 5, 4_000
 MOST_SCALE = 4.0
 """factor on the logits, or divisor"""
 
-EQUAL_LABELS = 150
-"""of each class, with which a network has half of the vote that it has with many"""
-SHORT_TUNING = 10**6
-"""tokens that a language model may be tuned on before its network is trusted with fewer labels"""
+NETWORK_SHARE, MOST_BETTER = 0.6, 2.0
+"""the network's power where its language model is worth as much as the words, and by what factor it grows at most"""
+LEAST_BETTER = 0.02
+"""of accuracy above chance that a bag of words is taken to have"""
+FEATURE_STRENGTH, MOST_FEATURES = 0.01, 1_000
+"""inverse strength of regularisation on a language model's features, and the labelled documents it is asked about"""
 
 Float64s: TypeAlias = NDArray[np.float64]
 
@@ -51,11 +53,14 @@ def learn_bag_of_words(
     *,
     classes: int,
     share: float,
-    network_share: float,
     seed: int,
     class_weights: Sequence[float] | None = None,
-) -> BagOfWords:
-    """From the labels of these texts, of which every class has one, and from all the text; the same for a seed."""
+) -> tuple[BagOfWords, float | None]:
+    """From the labels of these texts, of which every class has one, and from all the text; the same for a seed.
+
+    Beside it how much better than chance it is on documents held out by folds, where there are enough for any. What the
+    network counts beside it is a guess until `share_of_network` is asked.
+    """
     tokenizer = train_tokenizer([*texts, *unlabelled], config=VOCABULARY, processes=1)
     documents, others = encoded(tokenizer, texts), encoded(tokenizer, unlabelled)
     terms = terms_of([*documents, *others], tokenizer)
@@ -66,30 +71,31 @@ def learn_bag_of_words(
     if directions is not None:
         seen = regression.fit(rows @ directions, DIRECTION_STRENGTHS)
         fits.append(replace(seen, weights=directions @ seen.weights))
-    scale = regression.scale_of(fits)
+    held_out = regression.mean_held_out(fits)
+    scale = 1.0 if held_out is None else regression.scale_of(held_out)
     weights = scale * np.mean([fit.weights for fit in fits], 0)
     bias = scale * np.mean([fit.bias for fit in fits], 0)
-    return BagOfWords(terms, weights.astype(np.float32), bias.astype(np.float32), share, network_share)
+    bag = BagOfWords(terms, weights.astype(np.float32), bias.astype(np.float32), share, NETWORK_SHARE)
+    return bag, None if held_out is None else regression.better_than_chance(held_out)
 
 
-def share_of_network(labelled: int, *, classes: int, tuned_tokens: int) -> float:
-    """The power of a network's probabilities beside a bag of words, by the labelled texts that it learnt from.
+def share_of_network(
+    features: NDArray[np.float32], labels: NDArray[np.int32], of_bag: float | None, *, classes: int, seed: int
+) -> float:
+    """The power of a network's probabilities beside a bag of words, by how far its language model tells classes apart.
 
-    With few it is less right than a bag of words and surer, and most of what it says is the same: correlations of .6 to
-    .9 were found between their logits (docs/results, bag of words). A language model that was tuned on much text needs
-    fewer labels.
+    `features` (documents, size) are what the language model makes of labelled documents before it learns from them. A
+    logistic regression on them guesses documents held out by folds; how much better than chance it is, beside what the
+    bag of words is by the same measure, is how much the network is trusted (docs/results, bag of words): on short texts
+    half as much again as on reviews. The network itself cannot be asked, as it has seen all labels.
     """
-    equal = EQUAL_LABELS * classes * min(1.0, SHORT_TUNING / max(1, tuned_tokens))
-    return labelled / (labelled + equal)
-
-
-def tuned_tokens(facts: Mapping[str, Any]) -> int:
-    """How much text of the domain a language model of these facts has learnt from; none where it is a base."""
-    if facts.get("stage") != "tune" or not facts.get("history"):
-        return 0
-    data = facts.get("data")
-    tokens = data.get("tokens") if isinstance(data, dict) else 0
-    return tokens if isinstance(tokens, int) else 0
+    regression = _Regression(labels, classes=classes, seed=seed, class_weights=None)
+    spread = features.std(0)
+    rows = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
+    if regression.folds is None or of_bag is None:
+        return NETWORK_SHARE
+    own = regression.better_than_chance(regression.held_out(rows, FEATURE_STRENGTH))
+    return NETWORK_SHARE * min(MOST_BETTER, max(0.0, own / max(LEAST_BETTER, of_bag)))
 
 
 def terms_of(documents: Sequence[Int64s], tokenizer: Tokenizer) -> Terms:
@@ -107,7 +113,7 @@ def terms_of(documents: Sequence[Int64s], tokenizer: Tokenizer) -> Terms:
     keys, place = np.unique(np.concatenate(found), return_inverse=True)
     frequency = np.bincount(place, weights=np.concatenate(counted), minlength=len(keys)).astype(np.int64)
     total = len(documents)
-    enough = np.flatnonzero(frequency >= min(LEAST_DOCUMENTS, total))
+    enough = np.flatnonzero(frequency >= min(LEAST_DOCUMENTS, total, frequency.max(initial=1)))
     chosen = np.sort(enough[np.argsort(-frequency[enough], kind="stable")[:MOST_TERMS]])
     rarity = np.log((1 + total) / (1 + frequency[chosen])) + 1
     return Terms(tokenizer, keys[chosen], rarity.astype(np.float32))
@@ -149,36 +155,59 @@ class _Regression:
 
         self.labels = labels
         self.class_weights = None if class_weights is None else np.asarray(class_weights)
-        self.some = np.sort(np.random.default_rng([seed, 0xF01D]).permutation(len(labels))[:MOST_TO_CHOOSE_BY])
-        rarest = int(np.bincount(labels[self.some], minlength=classes).min())
+        some = np.sort(np.random.default_rng([seed, 0xF01D]).permutation(len(labels))[:MOST_TO_CHOOSE_BY])
+        counts = np.bincount(labels[some], minlength=classes)
+        several = counts >= FOLDS if (counts >= FOLDS).sum() > 1 else counts > 1
         self.folds = None
-        if rarest > 1:
-            self.folds = StratifiedKFold(min(FOLDS, rarest), shuffle=True, random_state=seed)
+        self.some = some[several[labels[some]]]
+        """(documents,) of the classes that have several, in the folds"""
+        self.classes = np.flatnonzero(several)
+        if len(self.classes) > 1:
+            least = int(counts[self.classes].min())
+            self.folds = StratifiedKFold(min(FOLDS, least), shuffle=True, random_state=seed)
 
     def fit(self, rows: Any, strengths: Sequence[float]) -> _Fit:
         """On (documents, features)."""
         from sklearn.exceptions import ConvergenceWarning
 
         strength, held_out = strengths[len(strengths) // 2], None
+        if self.folds is not None:
+            tried = {strength: self.held_out(rows, strength) for strength in strengths}
+            strength = min(tried, key=lambda each: self._loss(tried[each]))
+            held_out = tried[strength]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what it has come to by then serves
-            if self.folds is not None:
-                tried = {strength: self._on_folds(rows, strength) for strength in strengths}
-                strength = min(tried, key=lambda each: self._loss(tried[each]))
-                held_out = tried[strength]
             model = self._model(strength).fit(rows, self.labels)
         return _Fit(_of_each_class(model.coef_.T), _of_each_class(model.intercept_[None])[0], held_out)
 
-    def scale_of(self, fits: Sequence[_Fit]) -> float:
-        """The factor by which the mean of their logits has the lowest loss (temperature scaling, Guo et al. 2017)."""
+    def held_out(self, rows: Any, strength: float) -> Float64s:
+        """Logits of the documents and classes in the folds, which there must be, by models that had not seen them."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.model_selection import cross_val_predict
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            seen = rows[self.some], self.labels[self.some]
+            logits = cross_val_predict(self._model(strength), *seen, cv=self.folds, method="decision_function")
+        return _of_each_class(logits)
+
+    def mean_held_out(self, fits: Sequence[_Fit]) -> Float64s | None:
+        """What the fits say together of documents that they have not seen, where there are folds."""
+        logits = [fit.held_out for fit in fits if fit.held_out is not None]
+        return np.mean(logits, 0) if logits else None
+
+    def better_than_chance(self, held_out: Float64s) -> float:
+        """The share of the documents in the folds that these logits are right on, less one by the number of classes."""
+        right = self.classes[held_out.argmax(1)] == self.labels[self.some]
+        return float(right.mean() - 1 / len(self.classes))
+
+    def scale_of(self, held_out: Float64s) -> float:
+        """The factor by which these logits have the lowest loss (temperature scaling, Guo et al. 2017)."""
         from scipy.optimize import minimize_scalar
 
-        logits = [fit.held_out for fit in fits if fit.held_out is not None]
-        if not logits:
-            return 1.0
-        mean, limit = np.mean(logits, 0), np.log(MOST_SCALE)
+        limit = np.log(MOST_SCALE)
         found = minimize_scalar(
-            lambda power: self._loss(np.exp(power) * mean), bounds=(-limit, limit), method="bounded"
+            lambda power: self._loss(np.exp(power) * held_out), bounds=(-limit, limit), method="bounded"
         )
         return float(np.exp(found.x))
 
@@ -188,20 +217,11 @@ class _Regression:
         weights = None if self.class_weights is None else dict(enumerate(self.class_weights.tolist()))
         return LogisticRegression(C=strength, max_iter=1000, class_weight=weights)
 
-    def _on_folds(self, rows: Any, strength: float) -> Float64s:
-        """Logits of documents by models that had not seen them."""
-        from sklearn.model_selection import cross_val_predict
-
-        seen = rows[self.some], self.labels[self.some]
-        return _of_each_class(
-            cross_val_predict(self._model(strength), *seen, cv=self.folds, method="decision_function")
-        )
-
     def _loss(self, logits: Float64s) -> float:
         from scipy.special import log_softmax
 
         labels = self.labels[self.some]
-        right = log_softmax(logits, 1)[np.arange(len(labels)), labels]
+        right = log_softmax(logits, 1)[np.arange(len(labels)), np.searchsorted(self.classes, labels)]
         return -float(np.average(right, weights=None if self.class_weights is None else self.class_weights[labels]))
 
 

@@ -1,12 +1,9 @@
-"""Stage 3 from the inside: the loss, one classifier a direction, and what votes beside them."""
+"""Stage 3 from the inside: how one network learns to classify, and its loss."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,175 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ulmfit.bag_of_words import BagOfWords
-from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
-from ulmfit.config import (
-    ClassifierConfig,
-    ClassifyConfig,
-    ClassifySettings,
-    Direction,
-    HeadConfig,
-    LanguageModelConfig,
-    UnfreezingPlan,
-)
+from ulmfit.config import ClassifierConfig, ClassifySettings, Direction, HeadConfig, LanguageModelConfig, UnfreezingPlan
 from ulmfit.errors import ConfigError
-from ulmfit.learning.bag_of_words import MOST_UNLABELLED, learn_bag_of_words, share_of_network, tuned_tokens
 from ulmfit.learning.labelled_text import LabelledText
 from ulmfit.learning.reading import classify_documents, padded, pool_documents
-from ulmfit.learning.self_training import with_surest
-from ulmfit.learning.setting import Setting, groups_by_name, identity, on_device, run_facts, stacked_by_name
+from ulmfit.learning.setting import Setting, groups_by_name, on_device, stacked_by_name
 from ulmfit.models.classifier import Classifier
 from ulmfit.models.encoder import State
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.text.batches import DocumentBatches, prefetch
 from ulmfit.text.corpus import Corpus
-from ulmfit.text.draw import draw_texts
-from ulmfit.text.sources import read_records
 from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.training.distributed import ALONE, Processes
-from ulmfit.training.events import Note
 from ulmfit.training.loop import StepLoss
-from ulmfit.training.schedules import phases_of, phases_over_more
+from ulmfit.training.schedules import phases_of
 from ulmfit.training.stage import Stage
-
-
-def learn_classifiers(
-    setting: Setting,
-    labelled: Path,
-    tuned: LanguageModelBundle,
-    *,
-    config: ClassifyConfig,
-    text_column: str,
-    label_column: str,
-    valid: Path | None = None,
-    others: Path | None = None,
-    unlabelled: Sequence[Path] = (),
-    domain: Sequence[Path] = (),
-) -> ClassifierBundle:
-    """Train one classifier a direction and gather them in a bundle; measured on `valid`, or on a share held out.
-
-    Where the settings want self-training, those teach a second one of each direction, with the surest of `unlabelled`;
-    where they want a bag of words, that learns from some of `domain` too, and from the labels of `others`, which there
-    was no time for in the network.
-    """
-    settings, run = config.classify, setting.run
-    for direction in run.directions:
-        if direction not in tuned.models:
-            raise ConfigError(f"the language model reads {' and '.join(tuned.directions)} only; pass that --direction")
-    source = LabelledText.read(
-        setting,
-        labelled,
-        valid,
-        tuned.tokenizer,
-        valid_share=settings.valid_share,
-        text_column=text_column,
-        label_column=label_column,
-    )
-    corpus = source.corpus
-    models = _learn(setting, source, tuned, config, settings, name="classify")
-    if settings.self_training and not unlabelled:
-        setting.tell(Note("no self-training, as there is no unlabelled text"))
-    elif settings.self_training:
-        pool = setting.corpus(unlabelled, tuned.tokenizer, name="unlabelled", text_column=text_column)
-        more = with_surest(setting, source, pool, models, settings)
-        if more is not None:
-            phases = phases_over_more(settings.phases, documents=len(source.documents), of=len(more.documents))
-            batch_size = settings.self_training_batch_size or settings.batch_size
-            again = settings.model_copy(update={"phases": phases, "batch_size": batch_size})
-            models = _learn(setting, more, tuned, config, again, name="self-train")
-    facts = run_facts(setting, "train", base=tuned.facts.get("base"), corpus=corpus, documents=len(corpus))
-    bag = None
-    if settings.bag_of_words and setting.processes.leads:  # who alone saves
-        bag, results = _learn_bag_of_words(
-            setting,
-            source,
-            tuned,
-            settings,
-            labelled=labelled,
-            valid=valid,
-            others=others,
-            domain=domain,
-            text_column=text_column,
-            label_column=label_column,
-        )
-        facts["results"]["bag of words"] = results
-    return ClassifierBundle(
-        config=models[run.directions[0]].config,
-        tokenizer=tuned.tokenizer,
-        models=models,
-        facts=facts,
-        labels=corpus.label_names,
-        bag_of_words=bag,
-    )
-
-
-def _learn_bag_of_words(
-    setting: Setting,
-    source: LabelledText,
-    tuned: LanguageModelBundle,
-    settings: ClassifySettings,
-    *,
-    labelled: Path,
-    valid: Path | None,
-    others: Path | None,
-    domain: Sequence[Path],
-    text_column: str,
-    label_column: str,
-) -> tuple[BagOfWords, dict[str, Any]]:
-    """What votes beside the classifiers, and its results: its terms, and its accuracy alone on what was held out."""
-    began = time.monotonic()
-    columns = {"text_column": text_column, "label_column": label_column}
-    seed = setting.run.seed
-    texts = [record.text for record in read_records([labelled], **columns)]
-    more = list(read_records([others], **columns)) if others is not None else []
-    drawn = draw_texts(domain, most=MOST_UNLABELLED, seed=seed, text_column=text_column) if domain else []
-    unseen = np.setdiff1d(np.arange(len(texts)), source.documents)  # held out: words without labels, as for the network
-    labels, known, names = source.corpus.labels, source.valid_corpus.labels, source.corpus.label_names
-    assert labels is not None and known is not None
-    more_labels = np.array([names.index(record.label or "") for record in more], dtype=np.int32)
-    bag = learn_bag_of_words(
-        [*(texts[place] for place in source.documents), *(record.text for record in more)],
-        np.concatenate([labels[source.documents], more_labels]),
-        [*drawn, *(texts[place] for place in unseen)],
-        classes=len(names),
-        share=settings.bag_of_words,
-        network_share=share_of_network(
-            len(source.documents), classes=len(names), tuned_tokens=tuned_tokens(tuned.facts)
-        ),
-        seed=seed,
-        class_weights=_class_weights(settings, source.corpus, source.documents).tolist(),
-    )
-    results: dict[str, Any] = {"terms": len(bag.terms), "labelled": len(source.documents) + len(more)}
-    told = f"bag of words: {len(bag.terms):,} terms, {time.monotonic() - began:.0f} s"
-    if len(source.valid_documents):
-        held_out = texts if valid is None else [record.text for record in read_records([valid], **columns)]
-        guesses = bag.logits([held_out[place] for place in source.valid_documents]).argmax(1)
-        results["accuracy"] = float((guesses == known[source.valid_documents]).mean())
-        told += f", alone right on {results['accuracy']:.2%} of what was held out"
-    setting.tell(Note(told))
-    return bag, results
-
-
-def _learn(
-    setting: Setting,
-    source: LabelledText,
-    tuned: LanguageModelBundle,
-    config: ClassifyConfig,
-    settings: ClassifySettings,
-    *,
-    name: str,
-) -> dict[Direction, Classifier]:
-    """A classifier of each direction; `config` is what its checkpoints belong to, `settings` how it learns."""
-    models: dict[Direction, Classifier] = {}
-    for direction in setting.run.directions:
-        torch.manual_seed(setting.run.seed)
-        classes = len(source.corpus.label_names)
-        model = start_of_classifying(setting, settings, tuned.models[direction], classes=classes)
-        learning = classifier_stage(setting, source, model, direction, settings, name=f"{name} {direction}")
-        learning = replace(learning, identity=identity(setting, config, source.corpus))
-        setting.learn(learning, setting.folder.work / f"{name}-{direction}")
-        models[direction] = model.cpu().eval()
-    return models
 
 
 def start_of_classifying(
@@ -208,7 +51,7 @@ def classifier_stage(
 ) -> Stage:
     """How this model learns from these documents."""
     groups, plan = groups_by_name(model.layer_groups()), settings.phases
-    weights = _class_weights(settings, source.corpus, source.documents).to(setting.device)
+    weights = class_weights(settings, source.corpus, source.documents).to(setting.device)
     documents = np.sort(source.documents)
     read = partial(pool_documents, model, source.corpus, documents, direction=direction, tokenizer=source.tokenizer)
     frozen = FrozenEncoder(model, documents, partial(read, dtype=setting.dtype, processes=setting.processes))
@@ -255,9 +98,7 @@ def _classifier_config(settings: ClassifySettings, base: LanguageModelConfig, *,
     )
 
 
-def _class_weights(
-    settings: ClassifySettings, corpus: Corpus, documents: np.ndarray[Any, np.dtype[np.int64]]
-) -> Tensor:
+def class_weights(settings: ClassifySettings, corpus: Corpus, documents: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
     """The weight of each class in the loss, (classes,)."""
     assert corpus.labels is not None
     names = corpus.label_names

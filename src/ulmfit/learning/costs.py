@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ulmfit.config import ClassifySettings, Phase, TrainConfig, UnfreezingPlan
-from ulmfit.learning.bag_of_words import MOST_UNLABELLED
-from ulmfit.training.schedules import groups_of, phases_of, phases_over_more
+from ulmfit.learning.bag_of_words import MOST_FEATURES, MOST_UNLABELLED
+from ulmfit.learning.self_training import taught
+from ulmfit.training.schedules import groups_of, phases_of
 
 CHECKPOINT_MODELS = 3
 """a checkpoint has the optimizer's two moments beside the weights"""
@@ -119,7 +120,7 @@ def seconds_of(
         pool = min(unlabelled, classify.self_training_documents)
         pool_tokens = sizes.tokens(pool) - sizes.labelled_tokens
         more = 1 + classify.self_training * pool / sizes.labelled
-        again = _phases(phases_over_more(classify.phases, documents=1, of=more), sizes.groups)
+        again = _phases(taught(classify, documents=1, of=more).phases, sizes.groups)
         learnt = sizes.labelled_tokens + classify.self_training * pool_tokens
         classifying += pool_tokens * costs.head + _classifying(again, costs, sizes, classify, learnt=learnt)
         phases = [*phases, *again]
@@ -132,6 +133,8 @@ def seconds_of(
     reading = (tokens + sizes.labelled_tokens) * costs.reading
     if classify.bag_of_words:  # whatever is planned, it has some of all the text
         reading += BAG_READINGS * everything.tokens(min(sizes.unlabelled, MOST_UNLABELLED)) * costs.reading
+        asked = min(1.0, MOST_FEATURES / sizes.labelled) * sizes.labelled_tokens  # how far the features can be trusted
+        reading += directions * asked * costs.head
     return Seconds(tuning, classifying, reading + saving + costs.fixed)
 
 

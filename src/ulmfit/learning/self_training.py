@@ -8,7 +8,7 @@ mistakes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ulmfit.compute import choose_prediction_dtype
-from ulmfit.config import ClassifySettings, Direction
+from ulmfit.config import ClassifySettings, Phase, UnfreezingPlan
 from ulmfit.errors import CheckpointError
 from ulmfit.learning.labelled_text import LabelledText
-from ulmfit.learning.reading import classify_documents
 from ulmfit.learning.setting import Setting
-from ulmfit.models.classifier import Classifier
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.parts import renamed_when_whole
 from ulmfit.training.events import Note
+from ulmfit.training.schedules import phases_over_more
 
 CHOSEN = "self-training.json"
 
@@ -46,11 +44,13 @@ def with_surest(
     setting: Setting,
     source: LabelledText,
     unlabelled: Corpus,
-    models: Mapping[Direction, Classifier],
     settings: ClassifySettings,
+    *,
+    vote: Callable[[NDArray[np.int64]], Tensor],
 ) -> LabelledText | None:
-    """The labelled text and, with the labels that these classifiers give them, the surest unlabelled documents.
+    """The labelled text and, with the labels that a vote gives them, the surest of some unlabelled documents.
 
+    The vote is on documents of `unlabelled`: probabilities (documents, classes), of which the leading process' count.
     What is measured on stays as it is. None where all unlabelled documents are empty or labelled, which is told. What
     was chosen is kept in the run's folder, so that a resumed run goes on with the same; CheckpointError where it cannot
     be read.
@@ -63,8 +63,7 @@ def with_surest(
         if len(pool) == 0:
             setting.tell(Note("no self-training: there is no unlabelled text but the labelled"))
             return None
-        probabilities = _probabilities(setting, source, unlabelled, pool, models)
-        places, classes = surest(probabilities, settings.self_training)
+        places, classes = surest(vote(pool), settings.self_training)
         known = processes.agree([pool[places].tolist(), classes.tolist()])
         if processes.leads:
             with renamed_when_whole(path) as file:
@@ -74,6 +73,19 @@ def with_surest(
     told = ", ".join(f"{count:,} {name}" for name, count in zip(source.corpus.label_names, counts, strict=True))
     setting.tell(Note(f"self-training on {len(labels.documents):,} unlabelled texts, the surest: {told}"))
     return joined(source, unlabelled, labels)
+
+
+def taught(settings: ClassifySettings, *, documents: float, of: float) -> ClassifySettings:
+    """How the second classifier learns, from `of` documents where the first one had `documents`."""
+    phases: Sequence[Phase] | UnfreezingPlan | None = settings.self_training_phases
+    if phases is None or of * _epochs(phases) < documents * _epochs(settings.phases):
+        phases = phases_over_more(settings.phases, documents=documents, of=of)
+    batch_size = settings.self_training_batch_size or settings.batch_size
+    return settings.model_copy(update={"phases": phases, "batch_size": batch_size})
+
+
+def _epochs(phases: Sequence[Phase] | UnfreezingPlan) -> int:
+    return phases.epochs if isinstance(phases, UnfreezingPlan) else sum(phase.epochs for phase in phases)
 
 
 def candidates(unlabelled: Corpus, labelled: Corpus, *, most: int, seed: int) -> NDArray[np.int64]:
@@ -120,32 +132,6 @@ def joined(source: LabelledText, unlabelled: Corpus, labels: Labels) -> Labelled
     )
     added = np.arange(len(corpus), len(whole), dtype=np.int64)
     return replace(source, corpus=whole, documents=np.concatenate([source.documents, added]))
-
-
-def _probabilities(
-    setting: Setting,
-    source: LabelledText,
-    unlabelled: Corpus,
-    pool: NDArray[np.int64],
-    models: Mapping[Direction, Classifier],
-) -> Tensor:
-    """The mean over the directions, (pool, classes)."""
-    device, run = setting.device, setting.run
-    dtype = choose_prediction_dtype("auto", device) if run.precision == "auto" else setting.dtype
-    total = torch.zeros(len(pool), len(source.corpus.label_names))
-    for direction, model in models.items():
-        logits = classify_documents(
-            model.to(device).eval(),
-            unlabelled,
-            pool,
-            direction=direction,
-            tokenizer=source.tokenizer,
-            dtype=dtype,
-            processes=setting.processes,
-        )
-        total += logits.softmax(1)
-        model.cpu()
-    return total / len(models)
 
 
 def _written(path: Path, unlabelled: Corpus, source: LabelledText) -> list[Any] | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+from numpy.typing import NDArray
 
 from ulmfit.text.formats import BATCH_ROWS
 from ulmfit.text.parts import renamed_when_whole
@@ -67,7 +69,7 @@ def draw_texts(paths: Sequence[Path], *, most: int, seed: int, text_column: str)
     return texts
 
 
-def drawn(count: int, of: int, *, seed: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def drawn(count: int, of: int, *, seed: int) -> NDArray[np.int64]:
     """Which documents are drawn, sorted; of the same many and with the same seed, fewer are among more."""
     return np.sort(np.random.default_rng([seed, 0xD4A3]).permutation(of)[:count])
 
@@ -76,24 +78,34 @@ def write_chosen(
     paths: Sequence[Path],
     out: Path,
     *,
-    chosen: np.ndarray[tuple[int], np.dtype[np.int64]],
+    chosen: NDArray[np.int64],
     text_column: str,
     label_column: str | None = None,
 ) -> None:
     """The documents of these places, which rise, as a parquet file, in their order; with their labels if asked for."""
-    places = iter(chosen.tolist())
     columns = [text_column] if label_column is None else [text_column, label_column]
     schema = pa.schema([(name, pa.string()) for name in columns])
+    records = chosen_records(paths, chosen, text_column=text_column, label_column=label_column)
     with renamed_when_whole(out) as file, pa.parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-        rows: list[dict[str, str | None]] = []
-        following = next(places, None)
-        for number, record in enumerate(read_records(paths, text_column=text_column, label_column=label_column)):
-            if number != following:
-                continue
+        while rows := [
+            dict(zip(columns, (record.text, record.label), strict=False)) for record in islice(records, BATCH_ROWS)
+        ]:
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def chosen_records(
+    paths: Sequence[Path],
+    chosen: NDArray[np.int64],
+    *,
+    text_column: str,
+    label_column: str | None = None,
+) -> Iterator[Record]:
+    """The documents of these places, which rise, in their order; with their labels if asked for."""
+    places = iter(chosen.tolist())
+    following = next(places, None)
+    for number, record in enumerate(read_records(paths, text_column=text_column, label_column=label_column)):
+        if number == following:
+            yield record
             following = next(places, None)
-            rows.append(dict(zip(columns, (record.text, record.label), strict=False)))
-            if len(rows) == BATCH_ROWS or following is None:
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-                rows = []
-            if following is None:
-                break
+        if following is None:
+            return
