@@ -13,6 +13,7 @@ from ulmfit.learning.budget import (
     LEAST_LABELLED,
     LEAST_TAUGHT,
     SAFETY,
+    TEACHING_SHARE,
     TEXT_STEP,
     Budget,
     FewerLabels,
@@ -345,6 +346,19 @@ def test_with_a_second_classifier_its_texts_come_before_another_epoch_of_tuning(
     once = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (1,)]
     twice = [chosen.unlabelled for chosen in plans if epochs(chosen.config)[0] == (2,)]
     assert min(max(once), *twice) >= TEACHING.classify.self_training_documents > min(once)
+
+
+def test_a_classifier_that_costs_little_beside_the_second_one_has_its_epochs_before_more_texts():
+    few = replace(SIZES, labelled=50, labelled_tokens=80_000 / 6)
+    plans = [plan(minutes / 4, TEACHING, sizes=few) for minutes in range(12, 200)]
+    plans = [chosen for chosen in plans if chosen.config.classify.self_training]
+    for chosen in plans:
+        first = seconds_of(
+            chosen.unlabelled, chosen.config.override({"classify.self_training": 0}), COSTS, few
+        ).classifying
+        an_epoch = few.labelled_tokens * COSTS.classifying
+        assert epochs(chosen.config)[1] == (2, 8) or first >= TEACHING_SHARE * chosen.seconds - 2 * an_epoch
+    assert {epochs(chosen.config)[1] for chosen in plans if chosen.unlabelled < 2_000} >= {(2, 7), (2, 8)}
 
 
 def test_self_training_that_is_given_by_hand_stays_or_is_an_error():

@@ -47,6 +47,8 @@ LEAST_TAUGHT = 500
 """unlabelled texts, where there are as many, from which on a classifier teaches a second one"""
 TEACHING_EPOCHS = 2
 """of the longest phase of a classifier that does, where its settings have as many"""
+TEACHING_SHARE = 1 / 8
+"""of a plan's seconds, up to which such a classifier gets more epochs: of few labels, or short texts, they cost little"""
 TUNING, CLASSIFIER, BAG = "tune.training.phases", "classify.phases", "classify.bag_of_words"
 SELF_TRAINING = "classify.self_training"
 """the settings that a plan may change"""
@@ -218,6 +220,14 @@ class _Point:
     def seconds(self, costs: Costs, sizes: Sizes, most: TrainConfig) -> Seconds:
         return seconds_of(self.unlabelled, self.config(most), costs, sizes, labelled=self.labelled)
 
+    def classifier_lags(self, costs: Costs, sizes: Sizes, most: TrainConfig) -> bool:
+        """Whether the classifier, not tuning, is to grow next where both can."""
+        seconds = self.seconds(costs, sizes, most)
+        if not self.teaches:
+            return seconds.classifying < seconds.tuning
+        first = replace(self, teaches=False).seconds(costs, sizes, most).classifying
+        return first < TEACHING_SHARE * seconds.total
+
     def more_tuning(self, longest: int, sizes: Sizes, most: TrainConfig) -> Self:
         tokens = sizes.with_labelled(self.labelled).tokens(self.unlabelled)
         enough = tokens >= WORTH_REPEATING
@@ -261,8 +271,7 @@ def _path(
         classifier_grows = point.classifying < most
         if not tuning_grows and not classifier_grows:
             return
-        seconds = point.seconds(costs, sizes, config)
-        if tuning_grows and (seconds.tuning <= seconds.classifying or not classifier_grows):
+        if tuning_grows and not (classifier_grows and point.classifier_lags(costs, sizes, config)):
             point = point.more_tuning(longest, sizes, config)
         else:
             point = replace(point, classifying=point.classifying + 1)
