@@ -48,7 +48,7 @@ LEAST_TAUGHT = 500
 TEACHING_EPOCHS = 2
 """of the longest phase of a classifier that does, where its settings have as many"""
 TEACHING_SHARE = 1 / 8
-"""of a plan's seconds, up to which such a classifier gets more epochs: of few labels, or short texts, they cost little"""
+"""of a plan's seconds, up to which such a classifier has more epochs: few or short labelled texts cost little"""
 TUNING, CLASSIFIER, BAG = "tune.training.phases", "classify.phases", "classify.bag_of_words"
 SELF_TRAINING = "classify.self_training"
 """the settings that a plan may change"""

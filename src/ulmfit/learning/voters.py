@@ -131,7 +131,7 @@ def _learn_bag_of_words(
     labels, known, names = source.corpus.labels, source.valid_corpus.labels, source.corpus.label_names
     assert labels is not None and known is not None
     more_labels = np.array([names.index(record.label or "") for record in more], dtype=np.int32)
-    bag, accuracy = learn_bag_of_words(
+    bag, better_than_chance = learn_bag_of_words(
         [*(texts[place] for place in source.documents), *(record.text for record in more)],
         np.concatenate([labels[source.documents], more_labels]),
         [*drawn, *(texts[place] for place in unseen)],
@@ -142,13 +142,12 @@ def _learn_bag_of_words(
     )
     asked = np.sort(np.random.default_rng([seed, 0xFEA7]).permutation(source.documents)[:MOST_FEATURES])
     features = _features(setting, source, tuned, settings, asked)
-    share = share_of_network(features, labels[asked], accuracy, classes=len(names), seed=seed)
+    share = share_of_network(features, labels[asked], better_than_chance, classes=len(names), seed=seed)
     bag = replace(bag, network_share=share)
     results: dict[str, Any] = {"terms": len(bag.terms), "labelled": len(source.documents) + len(more)}
     results["network share"] = round(share, 3)
-    told = (
-        f"bag of words: {len(bag.terms):,} terms, {time.monotonic() - began:.0f} s, 1 beside {share:.2g} of the network"
-    )
+    told = f"bag of words: {len(bag.terms):,} terms, {time.monotonic() - began:.0f} s"
+    told += f"; it counts {bag.share:.2g} and the network {bag.network_share:.2g}"
     if len(source.valid_documents):
         held_out = texts if valid is None else [record.text for record in read_records([valid], **columns)]
         guesses = bag.logits([held_out[place] for place in source.valid_documents]).argmax(1)
