@@ -10,7 +10,8 @@ little.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -80,7 +81,7 @@ def learn_bag_of_words(
 
 
 def share_of_network(
-    features: NDArray[np.float32], labels: NDArray[np.int32], of_bag: float | None, *, classes: int, seed: int
+    features: Float32s, labels: NDArray[np.int32], of_bag: float | None, *, classes: int, seed: int
 ) -> float:
     """The power of a network's probabilities beside a bag of words, by how far its language model tells classes apart.
 
@@ -90,10 +91,10 @@ def share_of_network(
     half as much again as on reviews. The network itself cannot be asked, as it has seen all labels.
     """
     regression = _Regression(labels, classes=classes, seed=seed, class_weights=None)
-    spread = features.std(0)
-    rows = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
     if regression.folds is None or of_bag is None:
         return NETWORK_SHARE
+    spread = features.std(0)
+    rows = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
     own = regression.better_than_chance(regression.held_out(rows, FEATURE_STRENGTH))
     return NETWORK_SHARE * min(MOST_BETTER, max(0.0, own / max(LEAST_BETTER, of_bag)))
 
@@ -168,26 +169,21 @@ class _Regression:
 
     def fit(self, rows: Any, strengths: Sequence[float]) -> _Fit:
         """On (documents, features)."""
-        from sklearn.exceptions import ConvergenceWarning
-
         strength, held_out = strengths[len(strengths) // 2], None
         if self.folds is not None:
             tried = {strength: self.held_out(rows, strength) for strength in strengths}
             strength = min(tried, key=lambda each: self._loss(tried[each]))
             held_out = tried[strength]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # what it has come to by then serves
+        with _converged_or_not():
             model = self._model(strength).fit(rows, self.labels)
         return _Fit(_of_each_class(model.coef_.T), _of_each_class(model.intercept_[None])[0], held_out)
 
     def held_out(self, rows: Any, strength: float) -> Float64s:
         """Logits of the documents and classes in the folds, which there must be, by models that had not seen them."""
-        from sklearn.exceptions import ConvergenceWarning
         from sklearn.model_selection import cross_val_predict
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            seen = rows[self.some], self.labels[self.some]
+        seen = rows[self.some], self.labels[self.some]
+        with _converged_or_not():
             logits = cross_val_predict(self._model(strength), *seen, cv=self.folds, method="decision_function")
         return _of_each_class(logits)
 
@@ -223,6 +219,16 @@ class _Regression:
         labels = self.labels[self.some]
         right = log_softmax(logits, 1)[np.arange(len(labels)), np.searchsorted(self.classes, labels)]
         return -float(np.average(right, weights=None if self.class_weights is None else self.class_weights[labels]))
+
+
+@contextmanager
+def _converged_or_not() -> Iterator[None]:
+    """What a regression has come to when its iterations are over serves; it is not warned of."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield
 
 
 def _of_each_class(values: NDArray[Any]) -> Float64s:

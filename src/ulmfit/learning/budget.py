@@ -49,8 +49,8 @@ TEACHING_EPOCHS = 2
 """of the longest phase of a classifier that does, where its settings have as many"""
 TEACHING_SHARE = 1 / 8
 """of a plan's seconds, up to which such a classifier has more epochs: few or short labelled texts cost little"""
-TUNING, CLASSIFIER, BAG = "tune.training.phases", "classify.phases", "classify.bag_of_words"
-SELF_TRAINING = "classify.self_training"
+TUNING, CLASSIFIER = "tune.training.phases", "classify.phases"
+BAG, SELF_TRAINING = "classify.bag_of_words", "classify.self_training"
 """the settings that a plan may change"""
 
 
@@ -162,29 +162,32 @@ def _least_and_largest(
 ) -> tuple[_Point, _Point | None]:
     """The first plan of a path, and the last one that fits with what more texts fit as well; None where none does.
 
-    The path is the one with self-training, where the settings want it and its first plan fits.
+    The path with self-training comes before the one without, where the settings want it.
     """
 
     def fits(point: _Point) -> bool:
         return point.seconds(costs, sizes, config).total <= SAFETY * seconds_left
 
-    ways = [False]
+    ways: tuple[bool, ...] = (False,)
     if config.classify.self_training and sizes.unlabelled:
-        ways = [True] if budget.keeps(SELF_TRAINING) else [False, True] if labelled is None else [False]
-    paths = [_path(costs, sizes, config, budget, labelled=labelled, teaches=teaches) for teaches in ways]
-    firsts = [next(path) for path in paths]
-    path, chosen = next(
-        ((path, first) for path, first in zip(paths[::-1], firsts[::-1], strict=True) if fits(first)), (None, None)
-    )
-    if path is None or chosen is None:
-        return firsts[0], None
+        if budget.keeps(SELF_TRAINING):
+            ways = (True,)
+        elif labelled is None:
+            ways = (True, False)
+    for teaches in ways:
+        path = _path(costs, sizes, config, budget, labelled=labelled, teaches=teaches)
+        least = chosen = next(path)
+        if fits(least):
+            break
+    else:
+        return least, None
     for point in path:
         if not fits(point):
             break
         chosen = point
     while (more := chosen.more_texts(sizes)) != chosen and fits(more):
         chosen = more
-    return firsts[0], chosen
+    return least, chosen
 
 
 # --- the path -------------------------------------------------------------------------------------------------------

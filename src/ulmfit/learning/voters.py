@@ -26,7 +26,7 @@ from ulmfit.learning.self_training import taught, with_surest
 from ulmfit.learning.setting import Setting, identity, run_facts
 from ulmfit.models.classifier import Classifier
 from ulmfit.text.corpus import Corpus
-from ulmfit.text.draw import chosen_records, draw_texts
+from ulmfit.text.draw import chosen_records, draw_texts, drawn
 from ulmfit.text.sources import read_records
 from ulmfit.training.events import Note
 
@@ -126,7 +126,7 @@ def _learn_bag_of_words(
     seed = setting.run.seed
     texts = [record.text for record in read_records([labelled], **columns)]
     more = list(read_records([others], **columns)) if others is not None else []
-    drawn = draw_texts(domain, most=MOST_UNLABELLED, seed=seed, text_column=text_column) if domain else []
+    sample = draw_texts(domain, most=MOST_UNLABELLED, seed=seed, text_column=text_column) if domain else []
     unseen = np.setdiff1d(np.arange(len(texts)), source.documents)  # held out: words without labels, as for the network
     labels, known, names = source.corpus.labels, source.valid_corpus.labels, source.corpus.label_names
     assert labels is not None and known is not None
@@ -134,13 +134,13 @@ def _learn_bag_of_words(
     bag, better_than_chance = learn_bag_of_words(
         [*(texts[place] for place in source.documents), *(record.text for record in more)],
         np.concatenate([labels[source.documents], more_labels]),
-        [*drawn, *(texts[place] for place in unseen)],
+        [*sample, *(texts[place] for place in unseen)],
         classes=len(names),
         share=settings.bag_of_words,
         seed=seed,
         class_weights=class_weights(settings, source.corpus, source.documents).tolist(),
     )
-    asked = np.sort(np.random.default_rng([seed, 0xFEA7]).permutation(source.documents)[:MOST_FEATURES])
+    asked = np.sort(source.documents)[drawn(MOST_FEATURES, len(source.documents), seed=seed)]
     features = _features(setting, source, tuned, settings, asked)
     share = share_of_network(features, labels[asked], better_than_chance, classes=len(names), seed=seed)
     bag = replace(bag, network_share=share)
