@@ -42,7 +42,8 @@ def test_two_processes_gather_sum_and_agree(two_processes):
     finished(
         two_processes("""
         import math
-        from ulmfit.training.distributed import gradients, joined
+        from ulmfit.training.distributed import joined
+        from ulmfit.training.exchange import GradientExchange
 
         with joined() as processes:
             assert (processes.rank, processes.size) == (RANK, 2)
@@ -57,8 +58,9 @@ def test_two_processes_gather_sum_and_agree(two_processes):
             own = every[processes.share(5)] * inner
             whole = processes.gather(own, 5)
             loss = (whole @ weight).cos().mean() / processes.size
-            loss.backward()
-            processes.sum([*gradients([weight, inner, unused]), part := loss.detach()])
+            with GradientExchange(processes, [weight, inner, unused]) as exchange:
+                loss.backward()
+                exchange.finish(part := loss.detach())
             alone, its_inner = weight.detach().clone().requires_grad_(), inner.detach().clone().requires_grad_()
             expected = (every * its_inner @ alone).cos().mean()
             expected.backward()
@@ -69,8 +71,9 @@ def test_two_processes_gather_sum_and_agree(two_processes):
 
             # Rows of a table: 1 and 3 here, 1 and none there.
             table = torch.nn.Embedding(5, 2, sparse=True)
-            table(torch.tensor([[1, 3], [1]][RANK])).sum().backward()
-            processes.sum(gradients(table.parameters()))
+            with GradientExchange(processes, table.parameters()) as exchange:
+                table(torch.tensor([[1, 3], [1]][RANK])).sum().backward()
+                exchange.finish(torch.zeros(()))
             counts = torch.tensor([0.0, 2.0, 0.0, 1.0, 0.0])
             assert table.weight.grad.is_sparse
             assert torch.equal(table.weight.grad.to_dense(), counts.unsqueeze(1).expand(5, 2))
@@ -78,6 +81,8 @@ def test_two_processes_gather_sum_and_agree(two_processes):
             # One row for two processes: the second has none.
             rows = torch.full((1 - RANK, 3), 7.0)
             assert torch.equal(processes.gather(rows, 1), torch.full((1, 3), 7.0))
+            rows = torch.full((2, 3), float(RANK))
+            assert torch.equal(processes.gather(rows, 4)[:, 0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
             mean = processes.part_of_mean(torch.tensor(float(RANK)), 1 + 2 * RANK)
             processes.sum([mean])

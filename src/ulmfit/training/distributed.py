@@ -76,11 +76,20 @@ class Processes:
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Replace every tensor by its sum over all processes, all under way at once; a GPU is not waited for."""
         if self.size > 1:
-            from torch import distributed
+            self.finish_sums([self.begin_sum(tensor) for tensor in tensors])
 
-            with _others_alive():
-                for work in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
-                    work.wait()
+    def begin_sum(self, tensor: Tensor) -> Any:
+        """Set about replacing the tensor by its sum, and say what `finish_sums` must be told; for several processes."""
+        from torch import distributed
+
+        with _others_alive():
+            return distributed.all_reduce(tensor, async_op=True)
+
+    def finish_sums(self, under_way: Iterable[Any]) -> None:
+        """After this the sums are there."""
+        with _others_alive():
+            for work in under_way:
+                work.wait()
 
     def total(self, number: int) -> int:
         """The sum of every process's number."""
@@ -100,6 +109,11 @@ class Processes:
         from torch import distributed
 
         counts = self.counts(total)
+        if counts[0] == counts[-1] and not rows.requires_grad:
+            whole = rows.new_empty(total, *rows.shape[1:])
+            with _others_alive():
+                distributed.all_gather_into_tensor(whole, rows.contiguous())
+            return whole
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         received = [torch.empty_like(padded) for _ in counts]
@@ -177,14 +191,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def gradients(parameters: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The gradient of each; zero where this process's share of the batch did not reach it, as another's may have."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        yield parameter.grad
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ulmfit.training.distributed import ALONE, Processes, gradients
+from ulmfit.training.distributed import ALONE, Processes
+from ulmfit.training.exchange import GradientExchange
 from ulmfit.training.laps import Lap, untimed
 from ulmfit.training.optimizer import clip_gradients, set_rates
 
@@ -67,22 +68,23 @@ def fit(
     draws. Nothing here waits for the device.
     """
     parameters = [parameter for entry in optimizer.param_groups for parameter in entry["params"]]
-    for number, batch in enumerate(batches, start):
-        lap("data")
-        torch.manual_seed(int(np.random.SeedSequence((*seed, number, processes.rank)).generate_state(1)[0]))
-        share = schedule(number / total)
-        set_rates(optimizer, share)
-        optimizer.zero_grad(set_to_none=True)
-        result = loss(batch, state)
-        lap("forward")
-        result.total.backward()  # type: ignore[no-untyped-call]
-        lap("backward")
-        if processes.size > 1:
-            processes.sum([*gradients(parameters), result.logged])
-            lap("exchange")
-        if gradient_clip is not None:
-            clip_gradients(parameters, gradient_clip)
-        optimizer.step()
-        lap("optimizer")
-        state = result.state
-        yield Step(number, result.logged, state, result.tokens, share)
+    with GradientExchange(processes, parameters) as exchange:
+        for number, batch in enumerate(batches, start):
+            lap("data")
+            torch.manual_seed(int(np.random.SeedSequence((*seed, number, processes.rank)).generate_state(1)[0]))
+            share = schedule(number / total)
+            set_rates(optimizer, share)
+            optimizer.zero_grad(set_to_none=True)
+            result = loss(batch, state)
+            lap("forward")
+            result.total.backward()  # type: ignore[no-untyped-call]
+            lap("backward")
+            if processes.size > 1:
+                exchange.finish(result.logged)
+                lap("exchange")
+            if gradient_clip is not None:
+                clip_gradients(parameters, gradient_clip)
+            optimizer.step()
+            lap("optimizer")
+            state = result.state
+            yield Step(number, result.logged, state, result.tokens, share)

@@ -33,7 +33,9 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     first, third, fifth = _COEFFICIENTS
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = wide @ wide.mT
-        wide = first * wide + (third * square + fifth * (square @ square)) @ wide
+        # Sums ride in the products: by themselves they took a quarter of the iteration's time on an H100.
+        square = torch.baddbmm(square, square, square, beta=third, alpha=fifth)
+        wide = torch.baddbmm(wide, square, wide, beta=first)
     result: Tensor = wide.mT if tall else wide
     return result
 
@@ -53,39 +55,44 @@ class Muon(RowwiseAdam):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move every parameter that has a gradient; gradients of stacked matrices are used up."""
-        for entry in self.param_groups:
-            if entry["stacked"]:
-                self._move_matrices(entry)
+        for (rows, columns), moving in self._matrices().items():
+            self._move(moving, rows, columns)
         loss: float | None = super().step(closure)
         return loss
 
-    def _move_matrices(self, entry: Mapping[str, Any]) -> None:
-        for shape, parameters in _by_shape(entry["params"]).items():
-            updates = []
-            for parameter in parameters:
-                state = self.state[parameter]
-                if not state:  # Adam's own loading looks for a step in every state
-                    state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(parameter)
-                state["step"] += 1
-                state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-                updates.append(parameter.grad.lerp(state["momentum"], MOMENTUM))  # Nesterov's look ahead
-                parameter.grad = None
-            rows, columns = shape[0] // entry["stacked"], shape[1]
-            moved = self._orthogonalised(torch.cat(updates).view(-1, rows, columns)).reshape(-1, *shape)
-            scale = _ADAM_RMS * math.sqrt(max(rows, columns))
-            for parameter, update in zip(parameters, moved, strict=True):
-                parameter.mul_(1 - entry["lr"] * entry["weight_decay"])
-                parameter.add_(update.to(parameter.dtype), alpha=-entry["lr"] * scale)
+    def _matrices(self) -> dict[tuple[int, int], list[tuple[Tensor, Mapping[str, Any]]]]:
+        """Stacked parameters that have a gradient, with their groups, by the shape of one matrix.
+
+        Equal ones go through the products together.
+        """
+        gathered: dict[tuple[int, int], list[tuple[Tensor, Mapping[str, Any]]]] = {}
+        for entry in self.param_groups:
+            for parameter in entry["params"] if entry["stacked"] else ():
+                if parameter.grad is not None:
+                    shape = (parameter.shape[0] // entry["stacked"], parameter.shape[1])
+                    gathered.setdefault(shape, []).append((parameter, entry))
+        return gathered
+
+    def _move(self, moving: list[tuple[Tensor, Mapping[str, Any]]], rows: int, columns: int) -> None:
+        gradients, momenta = [], []
+        for parameter, _ in moving:
+            assert parameter.grad is not None
+            state = self.state[parameter]
+            if not state:  # Adam's own loading looks for a step in every state
+                state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(parameter)
+            state["step"] += 1
+            momenta.append(state["momentum"])
+            gradients.append(parameter.grad)
+            parameter.grad = None
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's look
+        moved = self._orthogonalised(torch.cat(ahead).view(-1, rows, columns)).reshape(-1, columns)
+        scale = _ADAM_RMS * math.sqrt(max(rows, columns))
+        updates = torch.split(moved, [len(parameter) for parameter, _ in moving])
+        for (parameter, entry), update in zip(moving, updates, strict=True):
+            parameter.mul_(1 - entry["lr"] * entry["weight_decay"])
+            parameter.add_(update, alpha=-entry["lr"] * scale)
 
     def _orthogonalised(self, matrices: Tensor) -> Tensor:
         own = orthogonalise(matrices[self.processes.share(len(matrices))])
         return self.processes.gather(own, len(matrices))
-
-
-def _by_shape(parameters: Iterable[Any]) -> dict[tuple[int, int], list[Any]]:
-    """Those that have a gradient, gathered by shape: equal ones go through the products together."""
-    gathered: dict[tuple[int, int], list[Any]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            gathered.setdefault(tuple(parameter.shape), []).append(parameter)
-    return gathered
