@@ -125,5 +125,10 @@ def test_on_a_cpu_there_is_one_stream():
     streams.join(state)
 
 
-def test_tiles_are_few_so_that_little_is_compiled():
-    assert {lstm_kernel._tile(batch) for batch in range(1, 400)} == {lstm_kernel.SMALL, lstm_kernel.LARGE}
+def test_the_smaller_tile_serves_where_all_of_its_programs_are_on_the_gpu_at_once(monkeypatch):
+    monkeypatch.setattr(lstm_kernel, "_places", lambda tile, device: 264 if tile == lstm_kernel.SMALL else 132)
+    device = torch.device("cuda")
+    assert lstm_kernel._tile(640, 400, device) == lstm_kernel.SMALL  # 10 x 25 programs
+    assert lstm_kernel._tile(700, 400, device) == lstm_kernel.LARGE
+    assert lstm_kernel._tile(192, 1152, device) == lstm_kernel.SMALL
+    assert lstm_kernel._tile(193, 1152, device) == lstm_kernel.LARGE
