@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from ulmfit.errors import ConfigError
 
 Item = TypeVar("Item")
 
+HOPPER = 9
+"""compute capability of these GPUs"""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """of free memory given back to the system, and of blocks that come from there one by one: from glibc's malloc.h"""
 
@@ -48,20 +51,32 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def choose_prediction_dtype(precision: PredictionPrecision, device: torch.device) -> torch.dtype:
-    """What to predict in: `auto` is int8 on a CPU that multiplies it natively, else what training would choose.
+    """What to predict in: `auto` is int8 where the device multiplies it natively, else what training would choose.
 
-    Raises ConfigError where int8 is asked for on a GPU or from a PyTorch without the product.
+    Raises ConfigError where int8 is asked for and cannot be computed in.
     """
-    if precision == "int8" and device.type != "cpu":
-        raise ConfigError("precision 'int8' is for the CPU; pass --device cpu, or leave the precision to auto.")
-    if precision == "int8" and not _int8_product_is_right():
-        raise ConfigError(
-            f"precision 'int8': PyTorch {torch.__version__} has no int8 product that computes right on this CPU. "
-            "Leave the precision to auto."
-        )
-    if precision == "int8" or (precision == "auto" and device.type == "cpu" and _cpu_multiplies_int8()):
+    if precision == "int8":
+        _check_int8(device)
+        return torch.int8
+    if precision == "auto" and (_gpu_multiplies_int8(device) if device.type == "cuda" else _cpu_multiplies_int8()):
         return torch.int8
     return choose_dtype(precision, device)
+
+
+def _check_int8(device: torch.device) -> None:
+    """Raise ConfigError where it cannot be computed in."""
+    if device.type == "cuda" and not _gpu_multiplies_int8(device):
+        lacks = "its kernel is for GPUs of the Hopper generation (H100, H200) and needs Triton"
+    elif device.type == "cpu" and not _int8_product_is_right():
+        lacks = f"PyTorch {torch.__version__} has no int8 product that computes right on this CPU"
+    else:
+        return
+    raise ConfigError(f"precision 'int8': {lacks}. Leave the precision to auto.")
+
+
+def _gpu_multiplies_int8(device: torch.device) -> bool:
+    """Whether it is of the generation that the kernel was made and measured on, and PyTorch came with Triton."""
+    return torch.cuda.get_device_capability(device)[0] == HOPPER and importlib.util.find_spec("triton") is not None
 
 
 def _cpu_multiplies_int8() -> bool:

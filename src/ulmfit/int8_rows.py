@@ -8,10 +8,15 @@ from torch import Tensor
 INT8_PEAK = 127
 
 
-def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, ...) -> int8 of the same shape and a float32 scale for each row; a row's largest entry becomes 127."""
+def quantise_rows(matrix: Tensor, *, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(rows, ...) -> int8 of the same shape and a float32 scale for each row; a row's largest entry becomes 127.
+
+    Or less, where the row's scale has to be at `least` so much, (rows,).
+    """
     rows = matrix.float().flatten(1)
     scale = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_PEAK
+    if least is not None:
+        scale = torch.maximum(scale, least)
     quantised = (rows / scale.unsqueeze(1)).round_().clamp_(-INT8_PEAK, INT8_PEAK).to(torch.int8)
     return quantised.reshape(matrix.shape), scale
 

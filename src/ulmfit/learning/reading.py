@@ -109,7 +109,8 @@ class _Reading:
         gathered = torch.zeros(len(self.documents), size)
         with torch.inference_mode():
             weights = self.weights or self.model.encoder.prepare(self.dtype)
-            for places, pooled in (self._in_lanes if self.dtype == torch.int8 else self._in_batches)(weights):
+            in_lanes = self.dtype == torch.int8 and next(self.model.parameters()).device.type == "cpu"
+            for places, pooled in (self._in_lanes if in_lanes else self._in_batches)(weights):
                 gathered[torch.from_numpy(places)] = then(pooled).cpu()
         self.processes.sum([gathered])
         return gathered

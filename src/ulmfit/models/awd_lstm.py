@@ -15,6 +15,7 @@ from ulmfit.models.cuda_streams import LayerStreams
 from ulmfit.models.dropout import embed, locked_dropout, locked_mask, weight_dropout
 from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import BLOCK_ROWS, Int8LstmWeights, gates_workspace, int8_lstm, quantise_lstm
+from ulmfit.models.int8_stack import Int8StackWeights, int8_stack, quantise_stack
 from ulmfit.models.lstm import for_one_step, launches_once, lstm
 from ulmfit.models.lstm_products import LstmWeights, SharedWeights
 from ulmfit.models.lstm_stack import lstm_stack
@@ -56,7 +57,7 @@ class AwdLstm(nn.Module):
         # nn.LSTM holds the parameters under the names the field knows; the kernels are called by `lstm`.
         self.lstms = nn.ModuleList(nn.LSTM(size, after) for size, after in itertools.pairwise(sizes))
 
-    def prepare(self, dtype: torch.dtype) -> AwdLstmWeights | Int8AwdLstmWeights:
+    def prepare(self, dtype: torch.dtype) -> AwdLstmWeights | Int8AwdLstmWeights | Int8StackWeights:
         """Cast every layer once and drop hidden-to-hidden weights: one mask a step (Merity et al. 2017, section 2)."""
         in_int8 = dtype == torch.int8
         assert not (in_int8 and self.training), "int8 is for prediction"
@@ -70,6 +71,9 @@ class AwdLstm(nn.Module):
                 )
                 dropped = weight_dropout(hidden_weight, self.config.dropouts.weight, training=self.training)
             layers.append(LstmWeights(input_weight, dropped, input_bias, hidden_bias))
+        if in_int8 and self.embedding.weight.is_cuda:
+            streams.join(part for layer in layers for part in layer)
+            return quantise_stack(self.embedding.weight, layers)
         if in_int8:
             return Int8AwdLstmWeights(
                 tuple(quantise_lstm(layer, embeddings=depth == 0) for depth, layer in enumerate(layers))
@@ -82,7 +86,7 @@ class AwdLstm(nn.Module):
         self,
         tokens: Tensor,
         state: State | None = None,
-        weights: AwdLstmWeights | Int8AwdLstmWeights | None = None,
+        weights: AwdLstmWeights | Int8AwdLstmWeights | Int8StackWeights | None = None,
         *,
         window: int | None = None,
     ) -> tuple[Tensor, State]:
@@ -92,6 +96,8 @@ class AwdLstm(nn.Module):
         for `window` steps, or for all of them where it is None.
         """
         weights = weights or self.prepare(torch.float32)
+        if isinstance(weights, Int8StackWeights):
+            return int8_stack(tokens, state, weights)
         if isinstance(weights, Int8AwdLstmWeights):
             return self._forward_int8(tokens, state, weights)
         dropouts, training = self.config.dropouts, self.training

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from ulmfit.config import ClassifierConfig, HeadConfig
 from ulmfit.models.encoder import Encoder, LayerGroup, State, build_encoder, detach, select_rows
+from ulmfit.models.pool_kernel import pool_window, pools_in_one_pass
 from ulmfit.models.softmax_loss import linear_cross_entropy
 
 BLOCK_STEPS, BLOCK_TOKENS = {"cuda": 210, "cpu": 350}, {"cuda": 2**17, "cpu": 2**13}
 """steps that are read at once, and tokens, if they are whole windows: a GPU's host launches less, and the layers of a
 stack on a CPU wait less for each other"""
+INT8_BLOCK_STEPS = 64
+"""on a GPU, where a launch reads them through all layers, and shorter blocks have less padding"""
 
 
 class ConcatPool:
@@ -39,6 +42,9 @@ class ConcatPool:
         None says that all of these documents go on after the window.
         """
         time, rows, _ = outputs.shape
+        if pools_in_one_pass(outputs) and not self.sum.requires_grad:
+            pool_window(outputs, remaining, self.maximum, self.sum, None if remaining is None else self.last)
+            return
         outputs = outputs.float()
         if remaining is None:
             maximum, total = outputs.amax(0), outputs.sum(0)
@@ -127,7 +133,8 @@ def encode_documents(
     pool = ConcatPool(on_device, size=encoder.output_size)
     state: State | None = None
     auxiliary, predicted = torch.zeros((), device=device), 0
-    for start, end, rows in _blocks(sizes, window, edges=edges, device=device):
+    most = INT8_BLOCK_STEPS if dtype == torch.int8 else BLOCK_STEPS.get(device.type, 1)
+    for start, end, rows in _blocks(sizes, window, most, edges=edges, device=device):
         constant = int((window * first_with_gradient[:rows] > start).sum())
         if state is not None and state[0].shape[1] != rows:
             state = select_rows(state, slice(rows))
@@ -150,20 +157,20 @@ def encode_documents(
 
 
 def _blocks(
-    sizes: Tensor, window: int, *, edges: Collection[int], device: torch.device
+    sizes: Tensor, window: int, most: int, *, edges: Collection[int], device: torch.device
 ) -> Iterator[tuple[int, int, int]]:
     """Start and end of the windows and the documents that reach there, `sizes` (batch,) being sorted.
 
-    Some windows go together, but none that an edge parts. On a CPU, where padding is work, nor do they where a document
-    ends but in the last of them.
+    Some windows go together, of `most` steps if they are whole, but none that an edge parts. On a CPU, where padding is
+    work, nor do they where a document ends but in the last of them.
     """
-    steps, tokens = BLOCK_STEPS.get(device.type, 1), BLOCK_TOKENS.get(device.type, 1)
+    tokens = BLOCK_TOKENS.get(device.type, 1)
     ends = set() if device.type == "cuda" else {window * -(-int(size) // window) for size in sizes}
     edges = ends.union(edges)
     start, time = 0, int(sizes[0])
     while start < time:
         rows = int((sizes > start).sum())
-        together = max(1, min(steps, tokens // rows) // window)
+        together = max(1, min(most, tokens // rows) // window)
         end = min([time, start + together * window, *(edge for edge in edges if edge > start)])
         yield start, end, rows
         start = end

@@ -39,7 +39,7 @@ class Encoder(Protocol):
     def prepare(self, dtype: torch.dtype) -> Any:
         """The weights of one step: cast to the compute dtype, dropped out once, shared by the step's windows.
 
-        int8 is asked for to predict on a CPU; an encoder that has no path in it may answer with float32 weights.
+        int8 is asked for to predict; an encoder that has no path in it may answer with weights in another dtype.
         """
 
     def __call__(
