@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import resource
 import sys
 import threading
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit.compute import choose_device, choose_dtype, choose_prediction_dtype, hardware, in_threads, memory_kept
+from ulmfit.compute import (
+    choose_device,
+    choose_dtype,
+    choose_prediction_dtype,
+    hardware,
+    in_threads,
+    kernels_can_be_made,
+    memory_kept,
+)
 from ulmfit.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -79,13 +88,45 @@ def test_a_gpu_predicts_in_int8_where_its_kernel_runs(monkeypatch, capability, t
     device = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: triton or None)
+    monkeypatch.setattr("ulmfit.compute.kernels_can_be_made", lambda: triton)
     assert choose_prediction_dtype("auto", device) == (torch.int8 if right else torch.bfloat16)
     if right:
         assert choose_prediction_dtype("int8", device) == torch.int8
     else:
-        with pytest.raises(ConfigError, match=r"Hopper generation .* needs Triton\. Leave the precision to auto"):
+        with pytest.raises(ConfigError, match=r"Hopper generation .* needs Triton, .* Leave the precision to auto"):
             choose_prediction_dtype("int8", device)
+
+
+@pytest.fixture
+def asked_anew():
+    kernels_can_be_made.cache_clear()
+    yield
+    kernels_can_be_made.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("triton", "compiler", "headers", "said"),
+    [
+        (True, "gcc", True, None),
+        (False, None, False, None),
+        (True, None, True, "lacks a C compiler"),
+        (True, "gcc", False, r"lacks Python's headers, .*Python\.h"),
+    ],
+)
+def test_kernels_are_made_where_triton_has_all_it_needs_and_what_it_lacks_is_said(
+    monkeypatch, tmp_path, recwarn, asked_anew, triton, compiler, headers, said
+):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: triton or None)
+    monkeypatch.setattr("shutil.which", lambda name: compiler if name == "gcc" else None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
+    if headers:
+        (tmp_path / "Python.h").touch()
+    assert kernels_can_be_made() == (triton and said is None)
+    assert kernels_can_be_made() == (triton and said is None)  # said once
+    messages = [str(warning.message) for warning in recwarn]
+    assert len(messages) == (said is not None)
+    assert said is None or re.search(said, messages[0])
 
 
 def absent(monkeypatch):

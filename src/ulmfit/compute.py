@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
+import os
 import platform
 import re
+import shutil
+import sysconfig
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,7 +71,7 @@ def choose_prediction_dtype(precision: PredictionPrecision, device: torch.device
 def _check_int8(device: torch.device) -> None:
     """Raise ConfigError where it cannot be computed in."""
     if device.type == "cuda" and not _gpu_multiplies_int8(device):
-        lacks = "its kernel is for GPUs of the Hopper generation (H100, H200) and needs Triton"
+        lacks = "its kernel is for GPUs of the Hopper generation (H100, H200) and needs Triton, with a C compiler"
     elif device.type == "cpu" and not _int8_product_is_right():
         lacks = f"PyTorch {torch.__version__} has no int8 product that computes right on this CPU"
     else:
@@ -75,8 +80,27 @@ def _check_int8(device: torch.device) -> None:
 
 
 def _gpu_multiplies_int8(device: torch.device) -> bool:
-    """Whether it is of the generation that the kernel was made and measured on, and PyTorch came with Triton."""
-    return torch.cuda.get_device_capability(device)[0] == HOPPER and importlib.util.find_spec("triton") is not None
+    """Whether it is of the generation that the kernel was made and measured on, and kernels can be made."""
+    return torch.cuda.get_device_capability(device)[0] == HOPPER and kernels_can_be_made()
+
+
+@functools.cache
+def kernels_can_be_made() -> bool:
+    """Whether Triton is there, and what it makes a kernel's launcher with: a C compiler and Python's own headers.
+
+    PyTorch for CUDA brings Triton, but slim images lack the rest; then there is a warning, once, and the slower way.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return False
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    # As Triton looks for them; Debian's Python says another place, for what is installed locally.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = Path(sysconfig.get_paths(scheme=scheme)["include"]) / "Python.h"
+    if compiler and headers.exists():
+        return True
+    lacks = f"Python's headers, {headers}" if compiler else "a C compiler"
+    warnings.warn(f"Triton lacks {lacks}: GPU kernels are not made, and all is slower on a GPU", stacklevel=2)
+    return False
 
 
 def _cpu_multiplies_int8() -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ulmfit.compute import kernels_can_be_made
 from ulmfit.models.gpu_programs import programs_at_once
 
 try:
@@ -55,7 +56,7 @@ SMALL, LARGE = Tile(64, 16, 64, 128, warps=4), Tile(128, 32, 64, 64, warps=8)
 
 def suits(batch: int, hidden: int, device: torch.device) -> bool:
     """Whether the kernel can run and is the faster one: all of its programs must be on the GPU at once."""
-    if triton is None or device.type != "cuda" or hidden < SMALL.units:
+    if device.type != "cuda" or hidden < SMALL.units or not kernels_can_be_made():
         return False
     return _fits(LARGE, batch, hidden, device) or _fits(SMALL, batch, hidden, device)
 

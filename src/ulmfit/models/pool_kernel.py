@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ulmfit.compute import kernels_can_be_made
+
 try:
     import triton
     import triton.language as tl
@@ -17,7 +19,7 @@ STEPS = 8
 
 def pools_in_one_pass(outputs: Tensor) -> bool:
     """Whether `pool_window` can be used: on a GPU, for outputs that nothing is learnt from."""
-    return triton is not None and outputs.is_cuda and not outputs.requires_grad
+    return outputs.is_cuda and not outputs.requires_grad and kernels_can_be_made()
 
 
 def pool_window(outputs: Tensor, remaining: Tensor | None, maximum: Tensor, total: Tensor, last: Tensor | None) -> None:

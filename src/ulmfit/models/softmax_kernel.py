@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ulmfit.compute import kernels_can_be_made
+
 IGNORED = -100
 
 try:
@@ -24,7 +26,7 @@ def losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     gradient 0. The gradient is rounded to the logits' dtype once; in bfloat16 PyTorch's path takes a row's loss from a
     rounded probability, which is good to .002 and unbiased over many.
     """
-    if logits.is_cuda and triton is not None:
+    if logits.is_cuda and kernels_can_be_made():
         return _by_triton(logits, targets), logits
     return _by_torch(logits, targets)
 
