@@ -164,16 +164,18 @@ def _pool_in_lanes(
 ) -> Tensor:
     """Pooled outputs (places, 3 * output_size) of documents that get shorter from place to place.
 
-    With documents enough each thread reads its own, one from the longest on and the others from the shortest: so they
-    end at about the same time, and the longest do not run on alone.
+    With documents enough each thread reads its own. The longest are dealt out to the threads' lanes in turn, and who
+    is done with one takes the longest that is left: so all end at about the same time.
     """
-    waiting = deque(places)
     pooled = torch.empty(len(places), 3 * encoder.output_size)
+    threads = max(1, min(torch.get_num_threads(), len(places) // INT8_THREAD_DOCUMENTS))
+    lanes = min(INT8_LANES, -(-len(places) // threads))
+    dealt, left = places[: threads * lanes], deque(places[threads * lanes :])
 
-    def read(next_place: Callable[[], int]) -> None:
+    def read(own: deque[int]) -> None:
         def take() -> tuple[int, np.ndarray[Any, Any]] | None:
             try:
-                place = next_place()
+                place = own.popleft() if own else left.popleft()
             except IndexError:
                 return None
             return place - places.start, document(place)
@@ -183,13 +185,12 @@ def _pool_in_lanes(
                 encoder,
                 weights,
                 take,
-                lanes=INT8_LANES,
+                lanes=lanes,
                 shortest=INT8_SHORTEST,
                 longest=INT8_LONGEST,
                 window_tokens=INT8_WINDOW_TOKENS,
             ):
                 pooled[numbers] = rows
 
-    threads = max(1, min(torch.get_num_threads(), len(places) // INT8_THREAD_DOCUMENTS))
-    in_threads(read, [waiting.popleft if number == 0 else waiting.pop for number in range(threads)])
+    in_threads(read, [deque(dealt[number::threads]) for number in range(threads)])
     return pooled
