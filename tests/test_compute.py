@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 import threading
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_kernels_are_made_where_triton_has_all_it_needs_and_what_it_lacks_is_sai
     monkeypatch, tmp_path, recwarn, asked_anew, triton, compiler, headers, said
 ):
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: triton or None)
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton") if triton else None)
     monkeypatch.setattr("shutil.which", lambda name: compiler if name == "gcc" else None)
     monkeypatch.setattr("sysconfig.get_paths", lambda scheme: {"include": str(tmp_path)})
     if headers:

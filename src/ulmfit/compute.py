@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
+import importlib
 import os
 import platform
 import re
@@ -90,7 +90,9 @@ def kernels_can_be_made() -> bool:
 
     PyTorch for CUDA brings Triton, but slim images lack the rest; then there is a warning, once, and the slower way.
     """
-    if importlib.util.find_spec("triton") is None:
+    try:
+        importlib.import_module("triton")
+    except ImportError:
         return False
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     # As Triton looks for them; Debian's Python says another place, for what is installed locally.

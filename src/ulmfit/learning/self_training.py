@@ -122,8 +122,7 @@ def joined(source: LabelledText, unlabelled: Corpus, labels: Labels) -> Labelled
     """All to learn from in one corpus: the labelled documents first, in their places."""
     corpus = source.corpus
     assert corpus.labels is not None
-    documents = [corpus.document(place) for place in range(len(corpus))]
-    documents += [unlabelled.document(int(place)) for place in labels.documents]
+    documents = [*corpus.documents(np.arange(len(corpus))), *unlabelled.documents(labels.documents)]
     whole = Corpus.from_documents(
         documents,
         vocab_size=corpus.vocab_size,

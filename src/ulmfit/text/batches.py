@@ -275,9 +275,7 @@ class DocumentBatches:
         return np.column_stack([edges[:-1], edges[1:]]).astype(np.int64)
 
     def _batch(self, indices: Int64s, whole: Int64s) -> DocumentBatch:
-        everything, offsets = np.asarray(self._corpus.ids), self._corpus.offsets
-        spans = zip(offsets[indices].tolist(), offsets[indices + 1].tolist(), strict=True)
-        documents = [everything[start:end] for start, end in spans]
+        documents = self._corpus.documents(indices)
         if self._reverse:
             documents = [reverse_document(ids, begin_id=self._begin_id) for ids in documents]
         ids = np.concatenate(documents) if documents else np.empty(0, dtype=self._corpus.ids.dtype)

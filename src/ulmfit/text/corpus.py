@@ -77,6 +77,12 @@ class Corpus:
             raise IndexError(f"document {index} of a corpus of {len(self)}")
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
+    def documents(self, indices: Integers) -> list[Integers]:
+        """The same of many, which must all be there, in a fraction of the time."""
+        ids = np.asarray(self.ids)  # a slice of a memory map costs more than a slice
+        spans = zip(self.offsets[indices].tolist(), self.offsets[indices + 1].tolist(), strict=True)
+        return [ids[start:end] for start, end in spans]
+
     @classmethod
     def open(cls, folder: Path) -> Corpus:
         """Map a corpus folder after checking every number in it; `DataError` when anything does not agree."""
