@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import multiprocessing
@@ -26,6 +27,16 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # Tiny models lose time on many threads, and the tests run on all cores side by side. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _kernels_folder() -> Path:
+    """Where compiled kernels are kept: with Numba a kernel's own file says whether it is new, not what it calls."""
+    sources = sorted((PROJECT / "src" / "ulmfit" / "models").glob("*.py"))
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return PROJECT / "build" / "kernels" / digest[:16]
+
+
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_kernels_folder()))
 
 
 @pytest.fixture(scope="session")

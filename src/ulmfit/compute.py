@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ Item = TypeVar("Item")
 
 HOPPER = 9
 """compute capability of these GPUs"""
+_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+"""of Linux on x86-64, by which a process asks once before it uses AMX's tiles"""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """of free memory given back to the system, and of blocks that come from there one by one: from glibc's malloc.h"""
 
@@ -134,6 +137,37 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     )
+
+
+@functools.cache
+def cpu_kernels_can_be_made() -> bool:
+    """Whether Numba can be imported: where a Python or NumPy is too new for it, all goes on without."""
+    try:
+        importlib.import_module("numba")
+    except ImportError:
+        return False
+    return True
+
+
+@functools.cache
+def cpu_has_tiles() -> bool:
+    """Whether this processor has AMX and the system lets this process use it.
+
+    Asked of both: of the system once for the whole process, as it wants programs that use AMX to do.
+    """
+    if sys.platform != "linux" or not getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return False
+    return int(ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)) == 0
+
+
+@functools.cache
+def cpu_reads_in_tiles() -> bool:
+    """Whether there are kernels for int8 on this processor: with AMX or AVX-512 VNNI, and where Numba makes them."""
+    if platform.machine() not in {"x86_64", "AMD64"} or not cpu_kernels_can_be_made():
+        return False
+    # Of a processor with AMX that may not be used what is compiled and kept would be for AMX.
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return cpu_has_tiles() if has_amx else bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
 def in_threads(work: Callable[[Item], None], items: Sequence[Item]) -> None:

@@ -14,9 +14,10 @@ from ulmfit.models.lstm_products import LstmWeights
 TIME, BATCH, INPUTS, HIDDEN = 24, 9, 20, 36
 
 
-@pytest.fixture(autouse=True, params=[0, 2**30], ids=["packed where it can be", "plain"])
-def packed(request, monkeypatch):
-    monkeypatch.setattr("ulmfit.models.int8_product.PACKED_SIZE", request.param)
+@pytest.fixture(autouse=True)
+def no_kernel(monkeypatch):
+    """An encoder reads by this layer where there is no kernel for the processor."""
+    monkeypatch.setattr("ulmfit.models.awd_lstm.cpu_reads_in_tiles", lambda: False)
 
 
 def layer(inputs=INPUTS, hidden=HIDDEN):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ulmfit.compute import cpu_reads_in_tiles
 from ulmfit.config import EncoderConfig
 from ulmfit.int8_rows import quantise_rows
 from ulmfit.models.cuda_streams import LayerStreams
@@ -20,6 +22,8 @@ from ulmfit.models.lstm import for_one_step, launches_once, lstm
 from ulmfit.models.lstm_products import LstmWeights, SharedWeights
 from ulmfit.models.lstm_stack import lstm_stack
 from ulmfit.models.shared_table import SharedTable
+from ulmfit.models.tile_stack import tile_stack
+from ulmfit.models.tile_weights import TileStackWeights, quantise_for_tiles
 
 EMBEDDING_RANGE = 0.1
 
@@ -38,9 +42,12 @@ class AwdLstmWeights:
 
 @dataclass(frozen=True, slots=True)
 class Int8AwdLstmWeights:
-    """The layers in int8, to predict on a CPU."""
+    """The layers in int8, to predict on a CPU that no kernel is made for."""
 
     layers: tuple[Int8LstmWeights, ...]
+
+
+AnyWeights: TypeAlias = AwdLstmWeights | Int8AwdLstmWeights | Int8StackWeights | TileStackWeights
 
 
 @register_encoder("awd_lstm")
@@ -57,7 +64,7 @@ class AwdLstm(nn.Module):
         # nn.LSTM holds the parameters under the names the field knows; the kernels are called by `lstm`.
         self.lstms = nn.ModuleList(nn.LSTM(size, after) for size, after in itertools.pairwise(sizes))
 
-    def prepare(self, dtype: torch.dtype) -> AwdLstmWeights | Int8AwdLstmWeights | Int8StackWeights:
+    def prepare(self, dtype: torch.dtype) -> AnyWeights:
         """Cast every layer once and drop hidden-to-hidden weights: one mask a step (Merity et al. 2017, section 2)."""
         in_int8 = dtype == torch.int8
         assert not (in_int8 and self.training), "int8 is for prediction"
@@ -74,6 +81,8 @@ class AwdLstm(nn.Module):
         if in_int8 and self.embedding.weight.is_cuda:
             streams.join(part for layer in layers for part in layer)
             return quantise_stack(self.embedding.weight, layers)
+        if in_int8 and cpu_reads_in_tiles():
+            return quantise_for_tiles(self.embedding.weight, layers)
         if in_int8:
             return Int8AwdLstmWeights(
                 tuple(quantise_lstm(layer, embeddings=depth == 0) for depth, layer in enumerate(layers))
@@ -86,7 +95,7 @@ class AwdLstm(nn.Module):
         self,
         tokens: Tensor,
         state: State | None = None,
-        weights: AwdLstmWeights | Int8AwdLstmWeights | Int8StackWeights | None = None,
+        weights: AnyWeights | None = None,
         *,
         window: int | None = None,
     ) -> tuple[Tensor, State]:
@@ -98,6 +107,8 @@ class AwdLstm(nn.Module):
         weights = weights or self.prepare(torch.float32)
         if isinstance(weights, Int8StackWeights):
             return int8_stack(tokens, state, weights)
+        if isinstance(weights, TileStackWeights):
+            return tile_stack(tokens, state, weights)
         if isinstance(weights, Int8AwdLstmWeights):
             return self._forward_int8(tokens, state, weights)
         dropouts, training = self.config.dropouts, self.training

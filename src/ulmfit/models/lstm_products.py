@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ulmfit.compute import cpu_kernels_can_be_made
 from ulmfit.models.cpu_products import added, transposed, transposed_with_ones
 
 ROWS_TO_PACK_FOR = 64
 """oneDNN orders a weight for a number of rows in the other factor; this order serves any number"""
+LANES = 16
+"""units that the gates' kernel works on at once"""
 SLOPES_AT_ONCE = 2**18
 """gates of as many steps as hold no more of them are worked on together going back"""
 
@@ -122,6 +125,9 @@ def through_time(hiddens: Tensor, cells: Tensor, gates: Tensor, recurrent: Produ
     in float32, where PyTorch's loops are twice as fast as in bfloat16 and up to sixty times as fast as over a mixture
     of the two. Cells are in float32; gates and hidden vectors in the dtype of the products.
     """
+    if _kernel_serves(gates, cells):
+        _through_time_by_kernel(hiddens, cells, gates, recurrent, kept)
+        return
     size = cells.shape[2]
     working = torch.empty_like(gates[0], dtype=cells.dtype)
     entry, forget, candidate, exit_ = working.chunk(4, 1)
@@ -153,6 +159,8 @@ def back_through_time(
     The gradients of what goes into the gates' nonlinearities, (time, batch, 4 * hidden), take the place of `gates`.
     Slopes do not wait for the step after, so they are computed for as many steps at once as the cache holds.
     """
+    if _kernel_serves(gates, cells):
+        return _back_by_kernel(outputs_gradient, hidden_gradient, cell_gradient, recurrent, gates, cells)
     batch, size = cell_gradient.shape
     gate_of = gates.unbind()
     addend = [torch.zeros_like(hidden_gradient), *outputs_gradient.contiguous().unbind()]
@@ -175,6 +183,46 @@ def back_through_time(
             cell_gradient.mul_(forget)
             gate_of[step].copy_(whole)
             hidden_gradient = recurrent(gate_of[step], addend[step])
+    return hidden_gradient
+
+
+def _kernel_serves(gates: Tensor, cells: Tensor) -> bool:
+    return gates.dtype == torch.bfloat16 and cells.shape[2] % LANES == 0 and cpu_kernels_can_be_made()
+
+
+def _as_integers(tensor: Tensor) -> Any:
+    """A tensor of bfloat16 for NumPy, which has no such numbers."""
+    return tensor.view(torch.int16).numpy()
+
+
+def _through_time_by_kernel(
+    hiddens: Tensor, cells: Tensor, gates: Tensor, recurrent: Product, kept: Tensor | None
+) -> None:
+    from ulmfit.models.gate_kernel import pass_gates  # Numba is for those who need it
+
+    hidden_of, of_hiddens, of_cells = hiddens.unbind(), _as_integers(hiddens), cells.numpy()
+    kept_of = None if kept is None else _as_integers(kept)
+    for step, gate in enumerate(gates.unbind()):
+        sums = _as_integers(recurrent(hidden_of[step], gate))
+        pass_gates(sums, sums if kept_of is None else kept_of[step], of_cells, of_hiddens, step)
+
+
+def _back_by_kernel(
+    outputs_gradient: Tensor,
+    hidden_gradient: Tensor,
+    cell_gradient: Tensor,
+    recurrent: Product,
+    gates: Tensor,
+    cells: Tensor,
+) -> Tensor:
+    from ulmfit.models.gate_kernel import gradients_of_gates
+
+    addend = [torch.zeros_like(hidden_gradient), *outputs_gradient.contiguous().unbind()]
+    hidden_gradient = hidden_gradient + addend[-1]
+    gate_of, of_gates, of_cells, to_cell = gates.unbind(), _as_integers(gates), cells.numpy(), cell_gradient.numpy()
+    for step in range(len(gate_of) - 1, -1, -1):
+        gradients_of_gates(of_gates, of_cells, _as_integers(hidden_gradient), to_cell, step)
+        hidden_gradient = recurrent(gate_of[step], addend[step])
     return hidden_gradient
 
 

@@ -1,4 +1,4 @@
-"""Loss of each row of logits and its gradient in one go: one Triton kernel, or plain PyTorch.
+"""Loss of each row of logits and its gradient in one go: one kernel, by Triton or by Numba, or plain PyTorch.
 
 Read twice and written once, the logits cost 3 passes over memory instead of the 7 of log_softmax and its backward.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ulmfit.compute import kernels_can_be_made
+from ulmfit.compute import cpu_kernels_can_be_made, kernels_can_be_made
 
 IGNORED = -100
 
@@ -28,6 +28,8 @@ def losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor
     """
     if logits.is_cuda and kernels_can_be_made():
         return _by_triton(logits, targets), logits
+    if not logits.is_cuda and logits.dtype == torch.bfloat16 and cpu_kernels_can_be_made():
+        return _by_numba(logits, targets), logits
     return _by_torch(logits, targets)
 
 
@@ -59,6 +61,14 @@ def _row_maxima(values: Tensor) -> Tensor:
     if bool((greatest < 0).any()):
         greatest = torch.where(greatest < 0, integers.amin(1), greatest)
     return greatest.view(torch.bfloat16)
+
+
+def _by_numba(logits: Tensor, targets: Tensor) -> Tensor:
+    from ulmfit.models.softmax_rows import softmax_rows  # Numba is for those who need it
+
+    losses = torch.empty(len(logits))
+    softmax_rows(logits.view(torch.int16).numpy(), targets.numpy(), losses.numpy())
+    return losses
 
 
 def _by_triton(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,141 @@
+"""Products of int8 by AMX, for kernels that Numba compiles: of whole tiles, which no library gives piece by piece.
+
+A tile is a register of 16 rows of 64 bytes, and there are eight. One instruction multiplies two tiles of int8 and adds
+the 16 x 16 sums, int32, to a third: of the second factor each row holds four numbers of each of 16 columns. See Intel's
+"Architecture Instruction Set Extensions Programming Reference", chapter 3.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from ulmfit.models.compiled import intrinsic, part, signature
+from ulmfit.models.tile_weights import BLOCK, ROWS, TILE
+
+_TILES = 8
+_FACTOR_OR_SUM = 5
+"""the first tiles: four of sums and one of rows to multiply, which may hold fewer rows than 16"""
+
+
+@functools.cache
+def configurations() -> NDArray[np.uint8]:
+    """What `configure` takes for each number of rows, (17, 64) bytes: the first number is not used."""
+    tables = np.zeros((ROWS + 1, 64), dtype=np.uint8)
+    tables[:, 0] = 1  # the only palette
+    tables[:, 16 : 16 + 2 * _TILES].view(np.uint16)[:] = BLOCK
+    tables[:, 48 : 48 + _TILES] = ROWS
+    tables[:, 48 : 48 + _FACTOR_OR_SUM] = np.arange(ROWS + 1)[:, None]
+    return tables
+
+
+def _instructions(count: int, text: str) -> Any:
+    """Of an intrinsic with so many operands, each an int64: what Numba asks of it."""
+    constraints = ",".join(["r"] * count + ["~{memory}"])
+    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * count)
+
+    def write(builder: Any, operands: Any) -> None:
+        builder.asm(kind, text, constraints, list(operands), side_effect=True)
+
+    return signature(count, write)
+
+
+@intrinsic
+def configure(typing, table):  # type: ignore[no-untyped-def]
+    """Say how many rows tiles have, at an address of `configurations`; all tiles are empty then."""
+    return _instructions(1, "ldtilecfg ($0)")
+
+
+@intrinsic
+def release(typing):  # type: ignore[no-untyped-def]
+    """Give all tiles up: what the system keeps of a thread is small again."""
+    return _instructions(0, "tilerelease")
+
+
+@intrinsic
+def clear_sums(typing):  # type: ignore[no-untyped-def]
+    """Set the tiles 0 to 3, of sums, to zero."""
+    return _instructions(0, "tilezero %tmm0\ntilezero %tmm1\ntilezero %tmm2\ntilezero %tmm3")
+
+
+@intrinsic
+def add_two_by_two(typing, upper, lower, columns, stride):  # type: ignore[no-untyped-def]
+    """Add the products of two tiles of rows, 32 rows, with two of columns that follow each other; the stride is 64."""
+    return _instructions(
+        4,
+        """tileloadd ($0,$3), %tmm4
+        tileloadd ($2,$3), %tmm6
+        tdpbssd %tmm6, %tmm4, %tmm0
+        tileloadd 1024($2,$3), %tmm7
+        tdpbssd %tmm7, %tmm4, %tmm1
+        tileloadd ($1,$3), %tmm5
+        tdpbssd %tmm6, %tmm5, %tmm2
+        tdpbssd %tmm7, %tmm5, %tmm3""",
+    )
+
+
+@intrinsic
+def store_two_by_two(typing, first, second, stride):  # type: ignore[no-untyped-def]
+    """Write the sums, 32 rows of 64 bytes of the first columns and as many of the second."""
+    return _instructions(
+        3,
+        """tilestored %tmm0, ($0,$2)
+        tilestored %tmm1, ($1,$2)
+        tilestored %tmm2, 1024($0,$2)
+        tilestored %tmm3, 1024($1,$2)""",
+    )
+
+
+@intrinsic
+def add_one_by_four(typing, rows, columns, stride):  # type: ignore[no-untyped-def]
+    """Add the products of one tile of rows with four of columns that follow each other; the stride is 64."""
+    return _instructions(
+        3,
+        """tileloadd ($0,$2), %tmm4
+        tileloadd ($1,$2), %tmm5
+        tdpbssd %tmm5, %tmm4, %tmm0
+        tileloadd 1024($1,$2), %tmm6
+        tdpbssd %tmm6, %tmm4, %tmm1
+        tileloadd 2048($1,$2), %tmm7
+        tdpbssd %tmm7, %tmm4, %tmm2
+        tileloadd 3072($1,$2), %tmm5
+        tdpbssd %tmm5, %tmm4, %tmm3""",
+    )
+
+
+@intrinsic
+def store_one_by_four(typing, first, second, third, fourth, stride):  # type: ignore[no-untyped-def]
+    """Write the sums, up to 16 rows of 64 bytes of each of the columns."""
+    return _instructions(
+        5,
+        """tilestored %tmm0, ($0,$4)
+        tilestored %tmm1, ($1,$4)
+        tilestored %tmm2, ($2,$4)
+        tilestored %tmm3, ($3,$4)""",
+    )
+
+
+@part
+def multiply_pair(rows, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
+    """32 rows by 16 units of all gates: sums (4, ..., 16) int32, one gate's `stride` bytes after the other's."""
+    for half in range(2):
+        clear_sums()
+        columns = weight + half * 2 * TILE
+        for block in range(blocks):
+            upper = rows + block * TILE
+            add_two_by_two(upper, upper + blocks * TILE, columns + block * 4 * TILE, BLOCK)
+        into = sums + half * 2 * stride
+        store_two_by_two(into, into + stride, BLOCK)
+
+
+@part
+def multiply_few(rows, count, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
+    """The same of up to 16 rows, for which tiles are configured."""
+    clear_sums()
+    for block in range(blocks):
+        add_one_by_four(rows + block * TILE, weight + block * 4 * TILE, BLOCK)
+    store_one_by_four(sums, sums + stride, sums + 2 * stride, sums + 3 * stride, BLOCK)

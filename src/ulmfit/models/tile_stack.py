@@ -1,0 +1,170 @@
+"""The layers in int8 on a CPU with AMX or AVX-512 VNNI: weights and rows in tiles, layers side by side on threads.
+
+As in `int8_lstm` a text's numbers are the same, bit for bit, in any batch, in any windows and on any number of threads:
+sums of int8 products are exact, and the rest is done row by row in the same way wherever a row lies.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ulmfit.models.jobs import Job, evenly, run_jobs
+from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights
+
+FEW_ROWS = 64
+"""rows of a step up to which inputs of several steps are multiplied at once, as the weights stream by for so few"""
+INPUT_ROWS = 256
+"""rows of inputs multiplied at once then"""
+JOBS = 8
+"""jobs that a layer's steps are cut into, where there are so many: the next layer waits for the first of them"""
+
+State = tuple[Tensor, ...]
+
+
+def tile_stack(tokens: Tensor, state: State | None, weights: TileStackWeights) -> tuple[Tensor, State]:
+    """(time, batch) ids -> outputs of the last layer (time, batch, size) in float32, and h and c of each layer in turn.
+
+    h is int8 (1, batch, 64 * blocks) and c float32 (1, batch, units), as they are computed with.
+    """
+    time, batch = tokens.shape
+    rows = _rows_of_a_step(batch)
+    ids = functional.pad(tokens, (0, rows - batch)).flatten()
+    ids = functional.pad(ids, (0, -len(ids) % ROWS))
+    inputs, scales = _in_tiles(weights.table[ids]), weights.scales[ids]
+    ones = torch.ones_like(scales)
+    runs: list[_Run] = []
+    for depth, layer in enumerate(weights.layers):
+        before = None if state is None else (state[2 * depth][0], state[2 * depth + 1][0])
+        exact = len(ids) if layer is weights.layers[-1] else 0
+        read, by = (runs[-1].outputs, ones) if runs else (inputs, scales)
+        runs.append(_Run.begun(layer, read, by, before, rows=rows, exact=exact))
+    _read(runs, time, rows)
+    end = [tensor for run in runs for tensor in run.state(time, batch)]
+    last = runs[-1].exact[: time * rows].view(time, rows, -1)
+    return last[:, :batch, : weights.layers[-1].size], tuple(end)
+
+
+def _rows_of_a_step(batch: int) -> int:
+    """So many that no step's rows lie in two tiles, or a whole number of tiles."""
+    return 1 << (batch - 1).bit_length() if batch <= ROWS else batch + -batch % ROWS
+
+
+def _in_tiles(rows: Tensor) -> Tensor:
+    """(rows, 64 * blocks) -> (rows / 16, blocks, 16, 64)."""
+    return rows.view(-1, ROWS, rows.shape[1] // BLOCK, BLOCK).transpose(1, 2).contiguous()
+
+
+@dataclass(slots=True)
+class _Run:
+    """A layer on its way through the steps."""
+
+    layer: TileLayer
+    inputs: Tensor
+    scales: Tensor
+    rows: int
+    before: Tensor
+    cells: Tensor
+    outputs: Tensor
+    exact: Tensor
+    sums: Tensor
+    """room for the products of inputs, where they are made before the steps"""
+    space: Tensor
+
+    @classmethod
+    def begun(
+        cls,
+        layer: TileLayer,
+        inputs: Tensor,
+        scales: Tensor,
+        state: tuple[Tensor, Tensor] | None,
+        *,
+        rows: int,
+        exact: int,
+    ) -> _Run:
+        width, groups = layer.blocks * BLOCK, layer.units // UNITS
+        before = torch.zeros(max(rows, ROWS), width, dtype=torch.int8)
+        cells = torch.zeros(groups, rows, UNITS)
+        if state is not None:
+            hidden, cell = state
+            before[: len(hidden)] = hidden
+            cells[:, : len(cell)] = cell.view(len(cell), groups, UNITS).transpose(0, 1)
+        # Units that fill up the last block are written by nobody.
+        outputs = torch.zeros if layer.units < width else torch.empty
+        return cls(
+            layer,
+            inputs,
+            scales,
+            rows,
+            _in_tiles(before),
+            cells,
+            outputs(len(inputs), layer.blocks, ROWS, BLOCK, dtype=torch.int8),
+            torch.empty(exact, layer.units),
+            torch.empty(groups, GATES, _input_rows(rows), UNITS, dtype=torch.int32),
+            torch.empty(3, GATES, PAIR, UNITS, dtype=torch.int32),
+        )
+
+    def read(self, first: int, last: int) -> None:
+        """Some steps."""
+        from ulmfit.models.tile_kernel import TABLES, multiply_inputs, read_steps  # Numba is for who needs it
+
+        layer, inputs, tables, sums = self.layer, self.inputs.numpy(), TABLES, self.sums.numpy()
+        if self.sums.shape[2]:
+            tile = first * self.rows // ROWS
+            count = -(-last * self.rows // ROWS) - tile
+            sums = sums.reshape(-1)[: layer.units * GATES * count * ROWS].reshape(-1, GATES, count * ROWS, UNITS)
+            multiply_inputs(inputs, layer.from_inputs.numpy(), layer.input_offsets.numpy(), sums, tables, tile, count)
+        read_steps(
+            inputs,
+            self.scales.numpy(),
+            layer.from_inputs.numpy(),
+            layer.from_hidden.numpy(),
+            layer.input_offsets.numpy(),
+            layer.hidden_offsets.numpy(),
+            layer.constants.numpy(),
+            self.before.numpy(),
+            self.outputs.numpy(),
+            self.cells.numpy(),
+            self.exact.numpy(),
+            sums,
+            self.space.numpy(),
+            tables,
+            first,
+            last,
+        )
+
+    def state(self, time: int, batch: int) -> tuple[Tensor, Tensor]:
+        """After all steps."""
+        first = (time - 1) * self.rows
+        tiles = self.outputs[first // ROWS : (time * self.rows - 1) // ROWS + 1]
+        hidden = tiles.transpose(1, 2).flatten(2).flatten(0, 1)[first % ROWS :][:batch]
+        cell = self.cells.transpose(0, 1).flatten(1)[:batch]
+        return hidden.unsqueeze(0).clone(), cell.unsqueeze(0)
+
+
+def _input_rows(rows: int) -> int:
+    """Rows of inputs multiplied before the steps that they are for; none where each step's are enough."""
+    return INPUT_ROWS if rows <= FEW_ROWS else 0
+
+
+def _read(runs: Sequence[_Run], time: int, rows: int) -> None:
+    """Layers on threads of their own where there are threads: one reads some steps while the one below reads on."""
+    whole = max(1, ROWS // rows)  # steps that fill a tile
+    longest = _input_rows(rows) // rows or time
+    blocks = [
+        (start * whole, min(end * whole, time))
+        for start, end in evenly(-(-time // whole), at_most=max(1, min(longest, -(-time // JOBS)) // whole))
+    ]
+    jobs: list[Job] = []
+    for run in runs:
+        cost = run.layer.units * (run.layer.blocks + run.inputs.shape[1])
+        for start, end in blocks:
+            here, below = len(jobs), len(jobs) - len(blocks)
+            after = [place for place in (here - 1,) if start > 0] + [place for place in (below,) if place >= 0]
+            jobs.append(Job(functools.partial(run.read, start, end), tuple(after), cost * (end - start)))
+    run_jobs(jobs, workers=len(runs))
