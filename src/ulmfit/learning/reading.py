@@ -34,7 +34,7 @@ INT8_SHORTEST, INT8_LONGEST, INT8_WINDOW_TOKENS = 16, 2**10, 2**12
 """steps of a window in int8, and the tokens it holds if it can: the shorter, the less is padding and the less memory a
 long document takes"""
 INT8_THREAD_DOCUMENTS = 64
-"""documents from which on a thread of its own pays in int8; threads that share the products of fewer do better"""
+"""documents from which on each thread has its own in int8; of fewer, threads read layers side by side, as fast"""
 INT8_CHUNK = 4096
 """documents whose pooled outputs are held at once"""
 

@@ -4,8 +4,8 @@ A product by a library writes its sums to memory, and the gates' arithmetic read
 a time. Here sixteen units of up to 32 rows go from products to gates to the hidden vector within the first-level cache;
 weights stream by once a step.
 
-Rows of int8 lie in tiles, (tiles, blocks, 16, 64): row r of tile t is row 16 t + r of all, each with its entries in
-blocks of 64. Rows of a step follow those of the step before.
+Rows of int8, each number `SIGN` more, lie in tiles, (tiles, blocks, 16, 64): row r of tile t is row 16 t + r of all,
+with its entries in blocks of 64. Rows of a step follow those of the step before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from ulmfit.compute import cpu_has_tiles
 from ulmfit.int8_rows import INT8_PEAK
 from ulmfit.models.compiled import intrinsic, kernel, part, signature
-from ulmfit.models.tile_weights import BLOCK, EXPONENTS, GATES, PAIR, ROWS, TILE, UNITS
+from ulmfit.models.tile_weights import BLOCK, EXPONENTS, GATES, PAIR, ROWS, SIGN, TILE, UNITS
 from ulmfit.models.vectors import Vector, load_floats, load_ints, moved, nth_row, spread, store
 
 if cpu_has_tiles():
@@ -53,7 +53,7 @@ def _gates(build: Any, operands: Any, rows: int) -> None:
     store(build, after.value, cell)
     squashed = (after * EXPONENTS[-1]).power_of_two()
     value: Vector = (1 - squashed) / ((exit_ + 1) * (squashed + 1))
-    rounded = (value * INT8_PEAK).nearest_byte()
+    rounded = (value * INT8_PEAK + SIGN).nearest_byte()
     for number in range(rows):
         store(build, nth_row(build, rounded, number), moved(build, hidden, number * BLOCK))
         store(build, nth_row(build, value.value, number), moved(build, output, number, output_stride))
@@ -164,7 +164,7 @@ def read_steps(  # type: ignore[no-untyped-def]
               int8 (units / 16, blocks, 4, 16, 64), the gates entry, forget, exit and candidate: each tile has, for 16
               units, in row k the entries 4 k to 4 k + 3 of all
     input_offsets, hidden_offsets
-              int32 (units / 16, 4, 16), what sums begin with where rows are multiplied as if they were 128 more
+              int32 (units / 16, 4, 16), what sums begin with, as rows have `SIGN` more
     constants float32 (units / 16, 3, 4, 16): bias, and scales of the products with inputs and hidden vectors, all
               times `EXPONENTS`
     before    int8 (tiles, blocks, 16, 64), the hidden vectors before step 0

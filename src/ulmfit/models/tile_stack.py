@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.models.jobs import Job, evenly, run_jobs
-from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights
+from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights, signed
 
 FEW_ROWS = 64
 """rows of a step up to which inputs of several steps are multiplied at once, as the weights stream by for so few"""
@@ -88,14 +88,15 @@ class _Run:
         exact: int,
     ) -> _Run:
         width, groups = layer.blocks * BLOCK, layer.units // UNITS
-        before = torch.zeros(max(rows, ROWS), width, dtype=torch.int8)
+        before = signed(torch.zeros(max(rows, ROWS), width, dtype=torch.int8))
         cells = torch.zeros(groups, rows, UNITS)
         if state is not None:
             hidden, cell = state
-            before[: len(hidden)] = hidden
+            before[: len(hidden)] = signed(hidden)
             cells[:, : len(cell)] = cell.view(len(cell), groups, UNITS).transpose(0, 1)
-        # Units that fill up the last block are written by nobody.
-        outputs = torch.zeros if layer.units < width else torch.empty
+        outputs = torch.empty(len(inputs), layer.blocks, ROWS, BLOCK, dtype=torch.int8)
+        if layer.units < width:  # units that fill up the last block are written by nobody
+            outputs[:, -1] = signed(outputs.new_zeros(()))
         return cls(
             layer,
             inputs,
@@ -103,7 +104,7 @@ class _Run:
             rows,
             _in_tiles(before),
             cells,
-            outputs(len(inputs), layer.blocks, ROWS, BLOCK, dtype=torch.int8),
+            outputs,
             torch.empty(exact, layer.units),
             torch.empty(groups, GATES, _input_rows(rows), UNITS, dtype=torch.int32),
             torch.empty(3, GATES, PAIR, UNITS, dtype=torch.int32),
@@ -144,7 +145,7 @@ class _Run:
         tiles = self.outputs[first // ROWS : (time * self.rows - 1) // ROWS + 1]
         hidden = tiles.transpose(1, 2).flatten(2).flatten(0, 1)[first % ROWS :][:batch]
         cell = self.cells.transpose(0, 1).flatten(1)[:batch]
-        return hidden.unsqueeze(0).clone(), cell.unsqueeze(0)
+        return signed(hidden).unsqueeze(0).clone(), cell.unsqueeze(0)
 
 
 def _input_rows(rows: int) -> int:

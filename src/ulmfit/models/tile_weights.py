@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ulmfit.compute import cpu_has_tiles
 from ulmfit.int8_rows import INT8_PEAK, quantise_rows
 from ulmfit.models.lstm_products import LstmWeights
 
@@ -19,8 +20,8 @@ UNITS, ROWS, BLOCK = 16, 16, 64
 PAIR = 2 * ROWS
 TILE = ROWS * BLOCK
 """bytes of a tile"""
-SIGN = 128
-"""added to int8 it leaves no sign"""
+SIGN = 0 if cpu_has_tiles() else 128
+"""what rows' numbers are kept as more than they are: AVX-512 VNNI wants them without a sign"""
 EXPONENTS = tuple(-scale * math.log2(math.e) for scale in (1, 1, 1, 2))
 """by which the gates (entry, forget, exit, candidate) are to be multiplied beforehand: with x such a product, and so
 2**x = e**-gate, sigmoid is 1 / (1 + 2**x), and tanh (1 - 2**x) / (1 + 2**x), for which the candidate counts twice"""
@@ -54,7 +55,7 @@ class TileStackWeights:
     """An encoder to predict with."""
 
     table: Tensor
-    """(words, 64 * blocks) int8: the embeddings"""
+    """(words, 64 * blocks) int8: the embeddings, `SIGN` more"""
     scales: Tensor
     """(words,) of their rows"""
     layers: tuple[TileLayer, ...]
@@ -63,9 +64,15 @@ class TileStackWeights:
 def quantise_for_tiles(embeddings: Tensor, layers: Sequence[LstmWeights]) -> TileStackWeights:
     """An encoder's weights in int8, in the order in which they are multiplied."""
     table, scales = quantise_rows(embeddings.detach())
+    table = signed(table)
     table = functional.pad(table, (0, -table.shape[1] % BLOCK))
     made = tuple(_quantised(layer, of_embeddings=depth == 0) for depth, layer in enumerate(layers))
     return TileStackWeights(table, scales, made)
+
+
+def signed(rows: Tensor) -> Tensor:
+    """Int8 as rows have them, or rows as int8 again: `SIGN` more, whose carry is lost."""
+    return rows ^ -SIGN if SIGN else rows
 
 
 def _quantised(weights: LstmWeights, *, of_embeddings: bool) -> TileLayer:

@@ -1,7 +1,7 @@
 """Products of int8 by AVX-512 VNNI, for kernels that Numba compiles: the same as by AMX, row by row.
 
 One instruction multiplies four numbers without a sign by four with one, in each of 16 columns, and adds all to 16 sums,
-int32. So that rows have no sign they are multiplied as if they were 128 more; sums begin with what that is too much.
+int32. So that rows have no sign each number is kept as 128 more; sums begin with what that is too much.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ _TOGETHER = 8
 _FOURS = BLOCK // 4
 _WORD = ir.IntType(64)
 _SUMS = ir.VectorType(ir.IntType(32), UNITS)
-_SIGNS = ir.Constant(_SUMS, [-0x7F7F7F80] * UNITS)
-"""0x80 in each byte"""
 
 
 @functools.cache
@@ -63,7 +61,6 @@ def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> Non
             for row in range(rows):
                 text = f"vpbroadcastd {row * BLOCK}($1), $0"
                 numbers = build.asm(everywhere, text, "=v,r,~{memory}", [four_numbers], side_effect=True)
-                numbers = build.xor(numbers, _SIGNS)
                 for gate in gates:
                     so_far = added[row, gate]
                     given = [numbers, by[gate], build.load(so_far)]
