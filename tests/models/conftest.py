@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ulmfit.int8_rows import quantise_rows, restore_rows
+
 
 @pytest.fixture(scope="session")
 def lstm_by_equations():
@@ -18,5 +20,30 @@ def lstm_by_equations():
             hidden = output_gate.sigmoid() * cell.tanh()
             outputs.append(hidden)
         return torch.stack(outputs), (hidden.unsqueeze(0), cell.unsqueeze(0))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def int8_lstm_by_equations():
+    """(inputs, weights) -> outputs and cells at the end in float64.
+
+    The weights go through int8, and hidden vectors are rounded to 1/127 where they are multiplied.
+    """
+
+    def read(inputs, weights):
+        input_weight, hidden_weight = (
+            restore_rows(*quantise_rows(weight)).double() for weight in (weights.input_weight, weights.hidden_weight)
+        )
+        bias = (weights.input_bias + weights.hidden_bias).double()
+        hidden = cell = torch.zeros(inputs.shape[1], hidden_weight.shape[1], dtype=torch.float64)
+        outputs = []
+        for step in inputs:
+            rounded = (hidden * 127).round() / 127
+            entry, forget, candidate, exit_ = (step @ input_weight.T + rounded @ hidden_weight.T + bias).chunk(4, 1)
+            cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
+            hidden = exit_.sigmoid() * cell.tanh()
+            outputs.append(hidden)
+        return torch.stack(outputs), cell
 
     return read

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from ulmfit.config import EncoderConfig
-from ulmfit.int8_rows import quantise_rows, restore_rows
 from ulmfit.models import int8_lstm as module
 from ulmfit.models.encoder import build_encoder
 from ulmfit.models.int8_lstm import int8_lstm, quantise_lstm
@@ -44,30 +43,13 @@ def read(inputs, weights, scale=None, state=None):
     return outputs, quantised, end
 
 
-def by_equations(inputs, weights):
-    """The LSTM's equations in float64 with weights that went through int8 and a hidden vector rounded to 1/127."""
-    input_weight, hidden_weight = (
-        restore_rows(*quantise_rows(weight)).double() for weight in (weights.input_weight, weights.hidden_weight)
-    )
-    bias = (weights.input_bias + weights.hidden_bias).double()
-    hidden = cell = torch.zeros(inputs.shape[1], hidden_weight.shape[1], dtype=torch.float64)
-    outputs = []
-    for step in inputs:
-        rounded = (hidden * 127).round() / 127
-        entry, forget, candidate, exit_ = (step @ input_weight.T + rounded @ hidden_weight.T + bias).chunk(4, dim=1)
-        cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
-        hidden = exit_.sigmoid() * cell.tanh()
-        outputs.append(hidden)
-    return torch.stack(outputs), cell
-
-
 @pytest.mark.parametrize("with_scale", [True, False], ids=["embeddings", "hidden vectors"])
-def test_equals_the_same_arithmetic_in_float64(with_scale):
+def test_equals_the_same_arithmetic_in_float64(int8_lstm_by_equations, with_scale):
     inputs, weights = some_inputs(), weights_of(layer())
     scale = torch.rand(TIME, BATCH) / 50 if with_scale else None
     outputs, quantised, (hidden, cell) = read(inputs, quantise_lstm(weights, embeddings=with_scale), scale)
     plain = inputs.double() * (1 / 127 if scale is None else scale.double().unsqueeze(2))
-    reference, last_cell = by_equations(plain, weights)
+    reference, last_cell = int8_lstm_by_equations(plain, weights)
     torch.testing.assert_close(outputs.double(), reference, rtol=0, atol=1e-5)
     assert torch.equal(quantised, (reference * 127).round().to(torch.int8))
     assert torch.equal(hidden[0, :, :HIDDEN], quantised[-1]) and not hidden[0, :, HIDDEN:].any()

@@ -46,30 +46,23 @@ def read(tokens, weights, state=None):
         return tile_stack(tokens, state, weights)
 
 
-def by_equations(tokens, embeddings, layers):
-    """The equations in float64: weights and embeddings that went through int8, hidden vectors rounded to 1/127."""
-    read_by_layer = restore_rows(*quantise_rows(embeddings)).double()[tokens]
-    for weights in layers:
-        input_weight, hidden_weight = (
-            restore_rows(*quantise_rows(weight)).double() for weight in (weights.input_weight, weights.hidden_weight)
-        )
-        bias = (weights.input_bias + weights.hidden_bias).double()
-        hidden = cell = torch.zeros(tokens.shape[1], hidden_weight.shape[1], dtype=torch.float64)
-        outputs = []
-        for step in read_by_layer:
-            rounded = (hidden * 127).round() / 127
-            entry, forget, candidate, exit_ = (step @ input_weight.T + rounded @ hidden_weight.T + bias).chunk(4, 1)
-            cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
-            hidden = exit_.sigmoid() * cell.tanh()
-            outputs.append(hidden)
-        exact = torch.stack(outputs)
-        read_by_layer = (exact * 127).round() / 127
-    return exact
+@pytest.fixture
+def by_equations(int8_lstm_by_equations):
+    """(tokens, embeddings, layers) -> the last layer's outputs; embeddings go through int8 as well."""
+
+    def read_all(tokens, embeddings, layers):
+        rows = restore_rows(*quantise_rows(embeddings)).double()[tokens]
+        for weights in layers:
+            exact, _ = int8_lstm_by_equations(rows, weights)
+            rows = (exact * 127).round() / 127
+        return exact
+
+    return read_all
 
 
 @NEEDS_TILES
 @pytest.mark.parametrize(("time", "batch"), [(1, 1), (24, 1), (9, 3), (5, 16), (6, 33), (3, 150)])
-def test_one_layer_equals_the_same_arithmetic_in_float64(time, batch):
+def test_one_layer_equals_the_same_arithmetic_in_float64(by_equations, time, batch):
     # One layer, and few steps: a value that lies between two integers may be rounded to either, and tips others.
     embeddings, layers = stack(20, 36)
     outputs, (hidden, _) = read(some_tokens(time, batch), quantise_for_tiles(embeddings, layers))
@@ -81,7 +74,7 @@ def test_one_layer_equals_the_same_arithmetic_in_float64(time, batch):
 
 
 @NEEDS_TILES
-def test_a_stack_stays_near_float32_and_equals_its_arithmetic_nearly_everywhere():
+def test_a_stack_stays_near_float32_and_equals_its_arithmetic_nearly_everywhere(by_equations):
     embeddings, layers = stack(24, 72, 136, 24)
     tokens = some_tokens(30, 40)
     outputs, _ = read(tokens, quantise_for_tiles(embeddings, layers))
