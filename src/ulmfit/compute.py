@@ -27,6 +27,8 @@ Item = TypeVar("Item")
 
 HOPPER = 9
 """compute capability of these GPUs"""
+_AMX, _VNNI, _AVX512_BF16 = "_is_amx_tile_supported", "_is_vnni_supported", "_is_avx512_bf16_supported"
+"""what torch.cpu is asked of a processor"""
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 """of Linux on x86-64, by which a process asks once before it uses AMX's tiles"""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -109,10 +111,8 @@ def kernels_can_be_made() -> bool:
 
 
 def _cpu_multiplies_int8() -> bool:
-    """AMX or AVX-512 VNNI, and a product that is right; all private to PyTorch, so a release without them means no."""
-    return _int8_product_is_right() and any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_vnni_supported")
-    )
+    """AMX or AVX-512 VNNI, and a product that is right, which is private to PyTorch too."""
+    return _int8_product_is_right() and _cpu_has(_AMX, _VNNI)
 
 
 def _int8_product_is_right() -> bool:
@@ -133,10 +133,13 @@ def _int8_product_is_right() -> bool:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """AMX or AVX-512 BF16; PyTorch's checks are private, so a release without them means no."""
-    return any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    )
+    """AMX or AVX-512 BF16."""
+    return _cpu_has(_AMX, _AVX512_BF16)
+
+
+def _cpu_has(*names: str) -> bool:
+    """Any of these; PyTorch's checks are private, so a release without them means no."""
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 @functools.cache
@@ -155,7 +158,7 @@ def cpu_has_tiles() -> bool:
 
     Asked of both: of the system once for the whole process, as it wants programs that use AMX to do.
     """
-    if sys.platform != "linux" or not getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+    if sys.platform != "linux" or not _cpu_has(_AMX):
         return False
     return int(ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)) == 0
 
@@ -166,8 +169,7 @@ def cpu_reads_in_tiles() -> bool:
     if platform.machine() not in {"x86_64", "AMD64"} or not cpu_kernels_can_be_made():
         return False
     # Of a processor with AMX that may not be used what is compiled and kept would be for AMX.
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return cpu_has_tiles() if has_amx else bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
+    return cpu_has_tiles() if _cpu_has(_AMX) else _cpu_has(_VNNI)
 
 
 def in_threads(work: Callable[[Item], None], items: Sequence[Item]) -> None:

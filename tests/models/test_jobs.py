@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from ulmfit.models.jobs import Job, evenly, run_jobs
+from ulmfit.models.jobs import Job, evenly, run_jobs, waves
 
 
 def wavefront(done, layers, blocks):
@@ -69,3 +69,10 @@ def test_even_parts_cover_everything_and_none_is_too_long(total, at_most, times)
     parts = evenly(total, at_most=at_most, times=times)
     assert [place for start, end in parts for place in range(start, end)] == list(range(total))
     assert all(0 < end - start <= at_most for start, end in parts)
+
+
+def test_works_in_waves_wait_for_the_one_before_and_for_their_like_a_layer_before():
+    layers = [[(str, float(number)) for number in range(3)] for _ in range(2)]
+    assert [job.after for job in waves(layers)] == [(), (0,), (1,), (0,), (3, 1), (4, 2)]
+    assert [job.after for job in waves(layers, alone=1)] == [(), (0,), (1,), (), (3, 1), (4, 2)]
+    assert [job.cost for job in waves(layers)] == [0, 1, 2, 0, 1, 2]

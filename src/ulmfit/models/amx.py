@@ -7,7 +7,6 @@ the 16 x 16 sums, int32, to a third: of the second factor each row holds four nu
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ _FACTOR_OR_SUM = 5
 """the first tiles: four of sums and one of rows to multiply, which may hold fewer rows than 16"""
 
 
-@functools.cache
 def configurations() -> NDArray[np.uint8]:
     """What `configure` takes for each number of rows, (17, 64) bytes: the first number is not used."""
     tables = np.zeros((ROWS + 1, 64), dtype=np.uint8)

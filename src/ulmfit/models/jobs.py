@@ -90,6 +90,21 @@ class _Board:
             self.changed.notify_all()
 
 
+def waves(layers: Sequence[Sequence[tuple[Callable[[], None], float]]], *, alone: int = 0) -> list[Job]:
+    """Works, and their costs, layer after layer: each waits for the one before it and for its like in the layer before.
+
+    The first few of a layer wait for nothing. All layers have as many.
+    """
+    jobs: list[Job] = []
+    for depth, works in enumerate(layers):
+        for number, (work, cost) in enumerate(works):
+            here, after = len(jobs), list[int]()
+            if number >= alone:
+                after = [here - 1] * (number > 0) + [here - len(works)] * (depth > 0)
+            jobs.append(Job(work, tuple(after), cost))
+    return jobs
+
+
 def evenly(total: int, *, at_most: int, times: int = 1) -> list[tuple[int, int]]:
     """Edges (start, end) of parts of 0 to `total` of like length, none longer than may be.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ulmfit.models.jobs import Job, evenly, run_jobs
+from ulmfit.models.jobs import Job, evenly, run_jobs, waves
 from ulmfit.models.lstm_products import LstmWeights, SharedWeights, back_through_time, through_time
 
 BLOCK_ROWS = 640
@@ -249,18 +249,16 @@ def _blocks(time: int, batch: int) -> list[tuple[int, int]]:
 
 def _wave(plan: _Plan, runs: Sequence[_Forward] | Sequence[_Backward], blocks: Sequence[tuple[int, int]]) -> list[Job]:
     """Each layer's weights and then its blocks in turn, which wait for the same block of the layer before as well."""
-    jobs: list[Job] = []
+    layers: list[list[tuple[Callable[[], None], float]]] = []
     for run in runs:
         weights = plan.layers[run.depth]
-        jobs.append(Job(run.ready, (), PACKING_COST * weights.hidden_weight.numel()))
         products = weights.input_weight.numel() + weights.hidden_weight.numel()
-        for start, end in blocks:
-            here, before = len(jobs), len(jobs) - len(blocks) - 1
-            after = (here - 1, before) if before > 0 else (here - 1,)
-            jobs.append(
-                Job(functools.partial(run.run, start, end), after, (end - start) * run.inputs.shape[1] * products)
-            )
-    return jobs
+        layers.append([(run.ready, PACKING_COST * weights.hidden_weight.numel())])
+        layers[-1] += [
+            (functools.partial(run.run, start, end), (end - start) * run.inputs.shape[1] * products)
+            for start, end in blocks
+        ]
+    return waves(layers, alone=1)
 
 
 def _run(plan: _Plan, jobs: list[Job]) -> None:

@@ -12,7 +12,17 @@ from numba import types
 from numba.core import cgutils
 
 from ulmfit.models.compiled import intrinsic, kernel
-from ulmfit.models.vectors import LANES, LEAST_POWER, Vector, load_bfloat16, moved, spread, store_bfloat16
+from ulmfit.models.vectors import (
+    LANES,
+    LEAST_POWER,
+    Vector,
+    from_bfloat16,
+    load_bfloat16,
+    moved,
+    spread,
+    store_bfloat16,
+    to_bfloat16,
+)
 
 AT_ONCE = 2 * LANES
 _TO_POWERS = math.log2(math.e)
@@ -88,8 +98,8 @@ def _wide(typing, half):  # type: ignore[no-untyped-def]
     """A bfloat16, given as int16."""
 
     def make(context: Any, build: Any, signature: Any, operands: Any) -> Any:
-        bits = build.shl(build.zext(operands[0], ir.IntType(32)), ir.IntType(32)(16))
-        return build.bitcast(bits, ir.FloatType())
+        halves = build.bitcast(operands[0], ir.VectorType(ir.IntType(16), 1))
+        return from_bfloat16(build, halves).numbers()[0]
 
     return types.float32(types.int16), make
 
@@ -99,10 +109,8 @@ def _narrow(typing, number):  # type: ignore[no-untyped-def]
     """The nearest bfloat16."""
 
     def make(context: Any, build: Any, signature: Any, operands: Any) -> Any:
-        bits = build.bitcast(operands[0], ir.IntType(32))
-        odd = build.and_(build.lshr(bits, ir.IntType(32)(16)), ir.IntType(32)(1))
-        rounded = build.add(bits, build.add(odd, ir.IntType(32)(0x7FFF)))
-        return build.trunc(build.lshr(rounded, ir.IntType(32)(16)), ir.IntType(16))
+        number = Vector(build, build.bitcast(operands[0], ir.VectorType(ir.FloatType(), 1)))
+        return build.bitcast(to_bfloat16(number), ir.IntType(16))
 
     return types.int16(types.float32), make
 

@@ -97,6 +97,21 @@ def multiply_inputs(inputs, weight, offsets, sums, tables, first, count):  # typ
 
 
 @part
+def _place(tiles, row, blocks):  # type: ignore[no-untyped-def]
+    """Where a row begins."""
+    return tiles + row // ROWS * blocks * TILE + row % ROWS * BLOCK
+
+
+@part
+def _multiply(rows, count, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
+    """32 rows or up to 16."""
+    if count == PAIR:
+        multiply_pair(rows, blocks, weight, offsets, sums, stride)
+    else:
+        multiply_few(rows, count, blocks, weight, offsets, sums, stride)
+
+
+@part
 def _pass_all(  # type: ignore[no-untyped-def]
     of_inputs,
     inputs_stride,
@@ -126,16 +141,10 @@ def _pass_all(  # type: ignore[no-untyped-def]
             constants,
             scales + row * 4,
             cell + one,
-            hidden + row // ROWS * blocks * TILE + row % ROWS * BLOCK,
+            _place(hidden, row, blocks),
             output + row * output_stride,
             output_stride,
         )
-
-
-@part
-def _place(tiles, row, blocks):  # type: ignore[no-untyped-def]
-    """Where a row begins."""
-    return tiles + row // ROWS * blocks * TILE + row % ROWS * BLOCK
 
 
 @kernel
@@ -207,14 +216,9 @@ def read_steps(  # type: ignore[no-untyped-def]
                     inputs_stride = sums.shape[2] * UNITS * 4
                     input_sums = np.int64(sums.ctypes.data) + unit * GATES * inputs_stride
                     input_sums += (place - first * rows) * UNITS * 4
-                elif count == PAIR:
-                    multiply_pair(read, of_inputs, input_columns, input_offset, own, own_stride)
                 else:
-                    multiply_few(read, count, of_inputs, input_columns, input_offset, own, own_stride)
-                if count == PAIR:
-                    multiply_pair(hidden, of_hidden, hidden_columns, hidden_offset, hidden_sums, own_stride)
-                else:
-                    multiply_few(hidden, count, of_hidden, hidden_columns, hidden_offset, hidden_sums, own_stride)
+                    _multiply(read, count, of_inputs, input_columns, input_offset, own, own_stride)
+                _multiply(hidden, count, of_hidden, hidden_columns, hidden_offset, hidden_sums, own_stride)
                 into = _place(np.int64(outputs.ctypes.data), place, of_hidden) + unit // 4 * TILE + unit % 4 * UNITS
                 cell = np.int64(cells.ctypes.data) + (unit * rows + row) * UNITS * 4
                 scale = np.int64(scales.ctypes.data) + place * 4

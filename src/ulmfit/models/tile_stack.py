@@ -7,14 +7,14 @@ sums of int8 products are exact, and the rest is done row by row in the same way
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ulmfit.models.jobs import Job, evenly, run_jobs
+from ulmfit.models.jobs import evenly, run_jobs, waves
 from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights, signed
 
 FEW_ROWS = 64
@@ -161,11 +161,8 @@ def _read(runs: Sequence[_Run], time: int, rows: int) -> None:
         (start * whole, min(end * whole, time))
         for start, end in evenly(-(-time // whole), at_most=max(1, min(longest, -(-time // JOBS)) // whole))
     ]
-    jobs: list[Job] = []
+    layers: list[list[tuple[Callable[[], None], float]]] = []
     for run in runs:
         cost = run.layer.units * (run.layer.blocks + run.inputs.shape[1])
-        for start, end in blocks:
-            here, below = len(jobs), len(jobs) - len(blocks)
-            after = [place for place in (here - 1,) if start > 0] + [place for place in (below,) if place >= 0]
-            jobs.append(Job(functools.partial(run.read, start, end), tuple(after), cost * (end - start)))
-    run_jobs(jobs, workers=len(runs))
+        layers.append([(functools.partial(run.read, start, end), cost * (end - start)) for start, end in blocks])
+    run_jobs(waves(layers), workers=len(runs))

@@ -154,21 +154,30 @@ def load_ints(builder: Any, address: Any, count: int = LANES) -> Vector:
 
 
 def load_bfloat16(builder: Any, address: Any, count: int = LANES) -> Vector:
-    """So many bfloat16, as float32: their bits are the first half of its."""
-    kind = _ints(count)
-    halves = builder.zext(load(builder, address, ir.VectorType(ir.IntType(16), count)), kind)
-    return Vector(builder, builder.bitcast(builder.shl(halves, ir.Constant(kind, [16] * count)), _floats(count)))
+    """So many bfloat16, as float32."""
+    return from_bfloat16(builder, load(builder, address, ir.VectorType(ir.IntType(16), count)))
 
 
 def store_bfloat16(vector: Vector, address: Any) -> None:
-    """Round to the nearest bfloat16, of two to the even one, and write."""
+    """Round to bfloat16 and write."""
+    store(vector.builder, to_bfloat16(vector), address)
+
+
+def from_bfloat16(builder: Any, halves: Any) -> Vector:
+    """A vector of int16 that are bfloat16's bits, the first half of float32's."""
+    count = halves.type.count
+    bits = builder.zext(halves, _ints(count))
+    return Vector(builder, builder.bitcast(builder.shl(bits, ir.Constant(_ints(count), [16] * count)), _floats(count)))
+
+
+def to_bfloat16(vector: Vector) -> Any:
+    """The bits of the nearest bfloat16, of two of the even one."""
     build, count = vector.builder, vector.count
     kind = _ints(count)
     bits = build.bitcast(vector.value, kind)
     odd = build.and_(build.lshr(bits, ir.Constant(kind, [16] * count)), ir.Constant(kind, [1] * count))
     rounded = build.add(bits, build.add(odd, ir.Constant(kind, [0x7FFF] * count)))
-    halves = build.trunc(build.lshr(rounded, ir.Constant(kind, [16] * count)), ir.VectorType(ir.IntType(16), count))
-    store(build, halves, address)
+    return build.trunc(build.lshr(rounded, ir.Constant(kind, [16] * count)), ir.VectorType(ir.IntType(16), count))
 
 
 def store(builder: Any, value: Any, address: Any) -> None:

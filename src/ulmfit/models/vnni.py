@@ -26,7 +26,6 @@ _WORD = ir.IntType(64)
 _SUMS = ir.VectorType(ir.IntType(32), UNITS)
 
 
-@functools.cache
 def configurations() -> NDArray[np.uint8]:
     """Nothing that is asked for here."""
     return np.zeros((ROWS + 1, 64), dtype=np.uint8)
