@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -455,3 +457,14 @@ def test_texts_that_are_all_empty_are_an_error(tmp_path):
     path = table(tmp_path / "texts.jsonl", [{"text": ""}] * 3)
     with pytest.raises(DataError, match="every text is empty"):
         evaluate_language_model(language_model_bundle(), [path])
+
+
+def test_a_first_prediction_waits_for_no_import_that_it_has_no_use_for(tmp_path):
+    make().save(tmp_path / "model")
+    program = (
+        "import sys; from ulmfit.predict import Predictor; "
+        f"print(*next(Predictor.load({str(tmp_path / 'model')!r}, device='cpu').predict(['wak'])).probabilities); "
+        "print(*sorted({'torch._dynamo', 'sklearn', 'matplotlib', 'triton'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == [" ".join(LABELS), ""]

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ulmfit.bag_of_words import BagOfWords
 from ulmfit.card import model_card
@@ -34,6 +35,17 @@ BAG_OF_WORDS, BAG_TOKENIZER, BAG_SHARES = "bag_of_words", "bag_of_words.json", (
 
 Model = TypeVar("Model", bound=nn.Module)
 ModelConfig = TypeVar("ModelConfig", bound=Config)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Modules made inside draw no numbers: without a device to draw them on PyTorch imports its compiler first."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return (*args, *(kwargs or {}).values())[0]
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ class Bundle(Generic[Model, ModelConfig]):
         models: dict[Direction, Any] = {}
         for direction, names in values["weights"].items():
             try:
-                with torch.device("meta"):
+                with torch.device("meta"), _Uninitialised():
                     model = cls.model_type(config)
             except ConfigError as error:
                 raise BundleError(f"{folder}: {error}") from None

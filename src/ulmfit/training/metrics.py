@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics
 
 
 def perplexity(loss_sum: float, tokens: int) -> float:
@@ -25,6 +24,8 @@ def classification_measures(
     `labels` (documents,) index `names`; `probabilities` (documents, classes) sum to 1. The confusion matrix has true
     classes in rows. Macro F1 is the mean over the classes that occur as a true or a predicted label.
     """
+    from sklearn import metrics  # as long to import as a third of a short command
+
     every = list(range(len(names)))
     predicted = probabilities.argmax(1)
     present = np.union1d(labels, predicted)
