@@ -1,9 +1,17 @@
-"""Transposes and sums in blocks against PyTorch's own."""
+"""Transposes and sums in blocks against PyTorch's own, and products against the formula."""
 
 import pytest
 import torch
 
-from ulmfit.models.cpu_products import added, transposed, transposed_with_ones
+from ulmfit.models import cpu_products
+from ulmfit.models.cpu_products import (
+    added,
+    product_and_sum_by,
+    product_by,
+    transposed,
+    transposed_with_ones,
+    weights_pack,
+)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (128, 3), (129, 300), (5, 1000), (400, 128)])
@@ -38,3 +46,24 @@ def test_a_lone_part_is_left_as_it_is_and_parts_are_not_written_to():
     assert added(None, first) is first
     added(first, second)
     assert torch.equal(first, kept[0]) and torch.equal(second, kept[1])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
+@pytest.mark.parametrize("rows", [1, 16, 300])
+def test_products_by_a_weight_in_order_equal_the_formula(monkeypatch, packed, dtype, tolerance, rows):
+    if packed and not weights_pack(dtype):
+        pytest.skip("only bfloat16 is packed, where the processor multiplies it")
+    monkeypatch.setattr(cpu_products, "weights_pack", lambda dtype: packed)
+    weight, bias = torch.randn(70, 33).to(dtype), torch.randn(70).to(dtype)
+    factor, addend = torch.randn(rows, 33).to(dtype), torch.randn(rows, 70).to(dtype)
+    product = factor.double() @ weight.t().double()
+
+    def agree(found, expected):
+        assert found.dtype == dtype
+        assert (found.double() - expected).abs().max() < tolerance * expected.abs().max()
+
+    agree(product_by(weight)(factor), product)
+    agree(product_by(weight, bias)(factor), product + bias.double())
+    agree(product_and_sum_by(weight, bias)(factor, addend), product + addend.double() + bias.double())
+    agree(product_and_sum_by(weight, None)(factor, addend), product + addend.double())

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from ulmfit.models.cpu_products import weights_pack
 from ulmfit.models.lstm import for_one_step, lstm, lstm_with_bias_column
-from ulmfit.models.lstm_products import LstmWeights, SharedWeights, _weights_pack
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights
 from ulmfit.models.lstm_stack import lstm_by_products
 
 TIME, BATCH, INPUTS, HIDDEN = 9, 4, 6, 10
@@ -42,7 +43,7 @@ def test_equals_the_equations(layer, lstm_by_equations):
     )
 
 
-@pytest.mark.skipif(not _weights_pack(torch.bfloat16), reason="needs a processor with AVX-512 or AMX for bfloat16")
+@pytest.mark.skipif(not weights_pack(torch.bfloat16), reason="needs a processor with AVX-512 or AMX for bfloat16")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_lone_row_in_half_precision_is_the_same_as_in_a_batch(threads):
     # From some width on oneDNN sums a lone row in an order of its own.
@@ -140,7 +141,7 @@ def test_the_layer_equals_nn_lstm_forward_and_back(dtype, tolerance, kernel):
         assert error < max(tolerance, 1e-6)
 
 
-@pytest.mark.skipif(not _weights_pack(torch.bfloat16), reason="needs a processor with AVX-512 or AMX for bfloat16")
+@pytest.mark.skipif(not weights_pack(torch.bfloat16), reason="needs a processor with AVX-512 or AMX for bfloat16")
 @pytest.mark.parametrize("batch", [1, 5, 16])
 def test_packed_weights_change_nothing_but_the_speed(monkeypatch, batch):
     torch.manual_seed(0)
@@ -149,7 +150,7 @@ def test_packed_weights_change_nothing_but_the_speed(monkeypatch, batch):
     state = (torch.randn(1, batch, 24).bfloat16(), torch.randn(1, batch, 24).bfloat16())
     results = []
     for packed in (True, False):
-        monkeypatch.setattr("ulmfit.models.lstm_products._weights_pack", lambda dtype, packed=packed: packed)
+        monkeypatch.setattr("ulmfit.models.cpu_products.weights_pack", lambda dtype, packed=packed: packed)
         outputs, _ = lstm_by_products(inputs, state, LstmWeights(*tensors))
         results.append([outputs, *torch.autograd.grad(outputs.cos().sum(), [inputs, *tensors])])
     for mine, wanted in zip(*results, strict=True):

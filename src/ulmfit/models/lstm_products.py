@@ -8,17 +8,15 @@ oneDNN's own layer runs as fast forward; its backward pass takes about four time
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulmfit.compute import cpu_kernels_can_be_made
-from ulmfit.models.cpu_products import added, transposed, transposed_with_ones
+from ulmfit.models.cpu_products import added, product_and_sum_by, product_by, transposed, transposed_with_ones
 
-ROWS_TO_PACK_FOR = 64
-"""oneDNN orders a weight for a number of rows in the other factor; this order serves any number"""
 LANES = 16
 """units that the gates' kernel works on at once"""
 SLOPES_AT_ONCE = 2**18
@@ -56,24 +54,31 @@ class SharedWeights:
         self._inputs: Callable[[Tensor], Tensor] | None = None
         self._forward: Product | None = None
         self._backward: Product | None = None
+        self._to_inputs: Callable[[Tensor], Tensor] | None = None
 
     def input_product(self) -> Callable[[Tensor], Tensor]:
         """(rows, inputs) -> inputs @ input_weight.T."""
         if self._inputs is None:
-            self._inputs = _input_product(self.input_weight.detach())
+            self._inputs = product_by(self.input_weight.detach())
         return self._inputs
 
     def forward_product(self) -> Product:
         """(hidden, gates) -> hidden @ hidden_weight.T + gates + bias."""
         if self._forward is None:
-            self._forward = _recurrent_product(self.hidden_weight.detach(), self.bias.detach())
+            self._forward = product_and_sum_by(self.hidden_weight.detach(), self.bias.detach())
         return self._forward
 
     def backward_product(self) -> Product:
         """(gates, addend) -> gates @ hidden_weight + addend."""
         if self._backward is None:
-            self._backward = _recurrent_product(transposed(self.hidden_weight.detach()), None)
+            self._backward = product_and_sum_by(transposed(self.hidden_weight.detach()), None)
         return self._backward
+
+    def product_to_inputs(self) -> Callable[[Tensor], Tensor]:
+        """(rows, gates) -> gates @ input_weight."""
+        if self._to_inputs is None:
+            self._to_inputs = product_by(transposed(self.input_weight.detach()))
+        return self._to_inputs
 
 
 class Gradients:
@@ -255,42 +260,3 @@ class _Slopes:
         tanh_backward(self._entry, self._candidate, grad_input=self._to_candidate)
         sigmoid_backward(squashed, self._exit, grad_input=self._to_exit)
         tanh_backward(self._exit, squashed, grad_input=squashed)
-
-
-def _recurrent_product(weight: Tensor, bias: Tensor | None) -> Product:
-    """(a, b) -> a @ weight.T + b + bias, to be called once a time step with an a of few rows.
-
-    oneDNN multiplies by a weight in an order of its own and puts it there in every call, which at 16 rows is a third of
-    the call; here it does so once.
-    """
-    if not _weights_pack(weight.dtype):
-        transposed = weight.t()
-
-        def plain(inputs: Tensor, addend: Tensor) -> Tensor:
-            result = torch.addmm(addend, inputs, transposed)
-            return result if bias is None else result.add_(bias)
-
-        return plain
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_TO_PACK_FOR)
-    product = torch.ops.mkldnn._linear_pointwise.binary
-    return lambda inputs, addend: cast(Tensor, product(inputs, addend, packed, bias, "add"))
-
-
-def _input_product(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """(a) -> a @ weight.T, to be called with some hundreds of rows; see `_recurrent_product`."""
-    if not _weights_pack(weight.dtype):
-        return lambda inputs: inputs @ weight.t()
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_TO_PACK_FOR)
-    product = torch.ops.mkldnn._linear_pointwise
-    return lambda inputs: cast(Tensor, product(inputs, packed, None, "none", [], ""))
-
-
-def _weights_pack(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch packs weights of that dtype on this processor; its operators for it are private."""
-    operators = ("_is_mkldnn_bf16_supported", "_linear_pointwise", "_reorder_linear_weight")
-    return (
-        dtype == torch.bfloat16
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and all(hasattr(torch.ops.mkldnn, name) for name in operators)
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )

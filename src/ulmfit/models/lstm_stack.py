@@ -168,14 +168,15 @@ class _Backward:
         )
         if self.passed is not None:
             passed = self.passed[start:end]
-            torch.mm(gates.flatten(0, 1), weights.input_weight, out=passed.flatten(0, 1))
+            gradient = weights.product_to_inputs()(gates.flatten(0, 1)).view_as(passed)
             mask = self.plan.mask(self.depth, start, end)
-            if mask is not None:
-                passed.mul_(mask)
+            passed.copy_(gradient) if mask is None else torch.mul(gradient, mask, out=passed)
 
     def ready(self) -> None:
         """Put the weights in order."""
         self.plan.layers[self.depth].backward_product()
+        if self.passed is not None:
+            self.plan.layers[self.depth].product_to_inputs()
 
     def sums(self) -> list[tuple[Callable[[], None], int]]:
         """What gives the weights their gradients when all steps are done, and the size of what goes into each."""

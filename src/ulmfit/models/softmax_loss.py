@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.models.bias_column import COLUMNS, with_ones
-from ulmfit.models.cpu_products import added, transpose_into, transposed
+from ulmfit.models.cpu_products import added, product_by, transpose_into, transposed
 from ulmfit.models.jobs import Job, evenly, run_jobs
 from ulmfit.models.softmax_kernel import losses_and_gradient
 
@@ -55,15 +55,13 @@ Gradients: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None
 def _on_cpu(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, with_hidden: bool, with_weight: bool
 ) -> Gradients:
-    """All products row-major, the bias in the products with the weight and its gradient with the weight's.
+    """All products by row-major factors or such as are in order, and the bias's gradient with the weight's.
 
     With n threads each takes every nth chunk and has sums of its own, so they come out the same in every run.
     """
     (rows, size), classes = hidden.shape, len(weight)
     table = weight.to(hidden.dtype)
-    stacked = hidden.new_zeros(size + COLUMNS, classes)
-    transpose_into(stacked[:size], table)
-    stacked[size] = bias
+    to_logits, to_hidden = product_by(table, bias.to(hidden.dtype)), product_by(transposed(table))
     inputs = with_ones(hidden)
     hidden_gradient = torch.empty_like(hidden) if with_hidden else None
     threads = min(MOST_THREADS, torch.get_num_threads())
@@ -72,18 +70,16 @@ def _on_cpu(
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def work(share: int) -> None:
-        # One buffer for all chunks: fresh memory of this size costs as much as the softmax itself.
-        buffer = hidden.new_empty(max(end - start for start, end in shares[share]), classes)
         total, both = torch.zeros((), dtype=torch.float32), None
         for start, end in shares[share]:
             part = slice(start, end)
-            logits = torch.mm(inputs[part], stacked, out=buffer[: end - start])
-            losses, gradient = losses_and_gradient(logits, targets[part])
+            losses, gradient = losses_and_gradient(to_logits(hidden[part]), targets[part])
             total += losses.sum()
             if hidden_gradient is not None:
-                torch.mm(gradient, table, out=hidden_gradient[part])
+                hidden_gradient[part] = to_hidden(gradient)
             if with_weight:
                 both = added(both, transposed(inputs[part]) @ gradient)
+            del gradient  # its memory serves the next chunk
         found[share] = total, both
 
     run_jobs([Job(functools.partial(work, share)) for share in range(len(shares))], workers=len(shares))
