@@ -52,8 +52,8 @@ def by_equations(int8_lstm_by_equations):
 
     def read_all(tokens, embeddings, layers):
         rows = restore_rows(*quantise_rows(embeddings)).double()[tokens]
-        for weights in layers:
-            exact, _ = int8_lstm_by_equations(rows, weights)
+        for depth, weights in enumerate(layers):
+            exact, _ = int8_lstm_by_equations(rows, weights, together=depth > 0)
             rows = (exact * 127).round() / 127
         return exact
 
@@ -158,8 +158,8 @@ import numpy as np
 from numba import typeof
 from ulmfit.models import tile_kernel
 bytes_, floats, ints = (np.zeros((1, 1, 1, 1), dtype) for dtype in (np.int8, np.float32, np.int32))
-tiles, offsets = np.zeros((1, 1, 4, 16, 64), np.int8), np.zeros((1, 4, 16), np.int32)
-of_layer = (tiles, tiles, offsets, offsets, floats)
+tiles, offsets = np.zeros((1, 1, 4, 16, 64), np.int8), np.zeros((1, 1, 4, 16), np.int32)
+of_layer = (tiles, offsets, floats)
 of_steps = (bytes_, bytes_, floats[0], floats[0, 0], ints, ints, tile_kernel.TABLES, 0, 1)
 arguments = (bytes_, floats[0, 0, 0], *of_layer, *of_steps)
 tile_kernel.read_steps.compile(tuple(map(typeof, arguments)))

@@ -61,6 +61,18 @@ def clear_sums(typing):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def load_two_by_two(typing, first, second, stride):  # type: ignore[no-untyped-def]
+    """Begin with sums that `store_two_by_two` wrote, or such."""
+    return _instructions(
+        3,
+        """tileloadd ($0,$2), %tmm0
+        tileloadd ($1,$2), %tmm1
+        tileloadd 1024($0,$2), %tmm2
+        tileloadd 1024($1,$2), %tmm3""",
+    )
+
+
+@intrinsic
 def add_two_by_two(typing, upper, lower, columns, stride):  # type: ignore[no-untyped-def]
     """Add the products of two tiles of rows, 32 rows, with two of columns that follow each other; the stride is 64."""
     return _instructions(
@@ -85,6 +97,18 @@ def store_two_by_two(typing, first, second, stride):  # type: ignore[no-untyped-
         tilestored %tmm1, ($1,$2)
         tilestored %tmm2, 1024($0,$2)
         tilestored %tmm3, 1024($1,$2)""",
+    )
+
+
+@intrinsic
+def load_one_by_four(typing, first, second, third, fourth, stride):  # type: ignore[no-untyped-def]
+    """Begin with sums that `store_one_by_four` wrote, or such."""
+    return _instructions(
+        5,
+        """tileloadd ($0,$4), %tmm0
+        tileloadd ($1,$4), %tmm1
+        tileloadd ($2,$4), %tmm2
+        tileloadd ($3,$4), %tmm3""",
     )
 
 
@@ -118,22 +142,45 @@ def store_one_by_four(typing, first, second, third, fourth, stride):  # type: ig
 
 
 @part
-def multiply_pair(rows, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
-    """32 rows by 16 units of all gates: sums (4, ..., 16) int32, one gate's `stride` bytes after the other's."""
+def _add_pair(rows, blocks, columns):  # type: ignore[no-untyped-def]
+    for block in range(blocks):
+        upper = rows + block * TILE
+        add_two_by_two(upper, upper + blocks * TILE, columns + block * 4 * TILE, BLOCK)
+
+
+@part
+def multiply_pair(  # type: ignore[no-untyped-def]
+    rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+):
+    """32 rows by 16 units of all gates: sums (4, ..., 16) int32, one gate's `stride` bytes after the other's.
+
+    The rows' entries are `blocks` and `more_blocks`, that lie apart. Sums begin with those at `begin`, one gate's
+    `begin_stride` bytes after the other's and a row's `each` after that of the row before, or with zero where all rows
+    have the same: they then are offsets, which AMX doesn't need.
+    """
     for half in range(2):
-        clear_sums()
+        from_, into = begin + half * 2 * begin_stride, sums + half * 2 * stride
+        if each:
+            load_two_by_two(from_, from_ + begin_stride, each)
+        else:
+            clear_sums()
         columns = weight + half * 2 * TILE
-        for block in range(blocks):
-            upper = rows + block * TILE
-            add_two_by_two(upper, upper + blocks * TILE, columns + block * 4 * TILE, BLOCK)
-        into = sums + half * 2 * stride
+        _add_pair(rows, blocks, columns)
+        _add_pair(more, more_blocks, columns + blocks * 4 * TILE)
         store_two_by_two(into, into + stride, BLOCK)
 
 
 @part
-def multiply_few(rows, count, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
+def multiply_few(  # type: ignore[no-untyped-def]
+    rows, count, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+):
     """The same of up to 16 rows, for which tiles are configured."""
-    clear_sums()
+    if each:
+        load_one_by_four(begin, begin + begin_stride, begin + 2 * begin_stride, begin + 3 * begin_stride, each)
+    else:
+        clear_sums()
     for block in range(blocks):
         add_one_by_four(rows + block * TILE, weight + block * 4 * TILE, BLOCK)
+    for block in range(more_blocks):
+        add_one_by_four(more + block * TILE, weight + (blocks + block) * 4 * TILE, BLOCK)
     store_one_by_four(sums, sums + stride, sums + 2 * stride, sums + 3 * stride, BLOCK)

@@ -119,14 +119,12 @@ class _Run:
             tile = first * self.rows // ROWS
             count = -(-last * self.rows // ROWS) - tile
             sums = sums.reshape(-1)[: layer.units * GATES * count * ROWS].reshape(-1, GATES, count * ROWS, UNITS)
-            multiply_inputs(inputs, layer.from_inputs.numpy(), layer.input_offsets.numpy(), sums, tables, tile, count)
+            multiply_inputs(inputs, layer.weight.numpy(), layer.offsets.numpy(), sums, tables, tile, count)
         read_steps(
             inputs,
             self.scales.numpy(),
-            layer.from_inputs.numpy(),
-            layer.from_hidden.numpy(),
-            layer.input_offsets.numpy(),
-            layer.hidden_offsets.numpy(),
+            layer.weight.numpy(),
+            layer.offsets.numpy(),
             layer.constants.numpy(),
             self.before.numpy(),
             self.outputs.numpy(),

@@ -33,10 +33,8 @@ class TileLayer:
 
     size: int
     """of the hidden vector"""
-    from_inputs: Tensor
-    from_hidden: Tensor
-    input_offsets: Tensor
-    hidden_offsets: Tensor
+    weight: Tensor
+    offsets: Tensor
     constants: Tensor
 
     @property
@@ -47,7 +45,7 @@ class TileLayer:
     @property
     def blocks(self) -> int:
         """Blocks of 64 that hold a hidden vector."""
-        return self.from_hidden.shape[1]
+        return -(-self.units // BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,7 @@ def signed(rows: Tensor) -> Tensor:
 
 
 def _quantised(weights: LstmWeights, *, of_embeddings: bool) -> TileLayer:
+    """A layer's, with a scale for each row of both weights together where the inputs are hidden vectors as well."""
     size = weights.hidden_weight.shape[1]
     exponents = torch.tensor(EXPONENTS).unsqueeze(1)
 
@@ -85,18 +84,22 @@ def _quantised(weights: LstmWeights, *, of_embeddings: bool) -> TileLayer:
         stacked = torch.stack([entry, forget, exit_, candidate])
         return functional.pad(stacked, (0, 0) * (stacked.dim() - 2) + (0, -size % UNITS))
 
-    def in_tiles(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(4 * size, columns) -> int8 (units / 16, blocks, 4, 16, 64), offsets, and scales (4, units)."""
-        rows, scale = quantise_rows(by_gate(weight).flatten(0, 1))
-        rows = functional.pad(rows, (0, -rows.shape[1] % BLOCK))
-        tiles = rows.view(GATES, -1, UNITS, rows.shape[1] // BLOCK, BLOCK // 4, 4).permute(1, 3, 0, 4, 2, 5)
-        offsets = rows.sum(1, dtype=torch.int32).mul_(-SIGN).view(GATES, -1, UNITS).transpose(0, 1)
-        return tiles.flatten(4).contiguous(), offsets.contiguous(), scale.view(GATES, -1)
+    def by_unit(parts: Sequence[Tensor]) -> Tensor:
+        """Each (4, units) -> (units / 16, parts, 4, 16)."""
+        return torch.stack(list(parts)).view(len(parts), GATES, -1, UNITS).permute(2, 0, 1, 3).contiguous()
 
-    from_inputs, input_offsets, input_scale = in_tiles(weights.input_weight)
-    from_hidden, hidden_offsets, hidden_scale = in_tiles(weights.hidden_weight)
+    both = [by_gate(weight).flatten(0, 1) for weight in (weights.input_weight, weights.hidden_weight)]
+    if of_embeddings:
+        (inputs, input_scale), (hidden, hidden_scale) = (quantise_rows(rows) for rows in both)
+        scales = [hidden_scale / INT8_PEAK, input_scale]
+    else:
+        rows, scale = quantise_rows(torch.cat(both, 1))
+        inputs, hidden = torch.split(rows, [part.shape[1] for part in both], 1)
+        scales = [scale / INT8_PEAK]
+    filled = [functional.pad(rows, (0, -rows.shape[1] % BLOCK)) for rows in (inputs, hidden)]
+    weight = torch.cat(filled, 1)
+    tiles = weight.view(GATES, -1, UNITS, weight.shape[1] // BLOCK, BLOCK // 4, 4).permute(1, 3, 0, 4, 2, 5)
+    offsets = [rows.sum(1, dtype=torch.int32).mul_(-SIGN) for rows in (filled if of_embeddings else [weight])]
     bias = by_gate(weights.input_bias + weights.hidden_bias)
-    by_part = [bias, input_scale / (1 if of_embeddings else INT8_PEAK), hidden_scale / INT8_PEAK]
-    constants = torch.stack([part * exponents for part in by_part])  # (3, 4, units)
-    constants = constants.view(3, GATES, -1, UNITS).permute(2, 0, 1, 3).contiguous()
-    return TileLayer(size, from_inputs, from_hidden, input_offsets, hidden_offsets, constants)
+    constants = [part.view(GATES, -1) * exponents for part in (bias, *scales)]
+    return TileLayer(size, tiles.flatten(4).contiguous(), by_unit(offsets), by_unit(constants))

@@ -43,60 +43,97 @@ def release():  # type: ignore[no-untyped-def]
 
 def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> None:
     """So many rows by 16 units of some gates."""
-    read, blocks, weight, offsets, sums, stride = operands
+    read, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride = operands
+
+    def placed(address: Any, gate_stride: Any, gate: int, row_stride: Any, row: int) -> Any:
+        return moved(build, moved(build, address, gate, gate_stride), row, row_stride)
+
     added: dict[tuple[int, int], Any] = {
-        (row, gate): cgutils.alloca_once_value(build, load(build, moved(build, offsets, gate * UNITS * 4), _SUMS))
+        (row, gate): cgutils.alloca_once_value(build, load(build, placed(begin, begin_stride, gate, each, row), _SUMS))
         for row in range(rows)
         for gate in gates
     }
     dot = ir.FunctionType(_SUMS, [_SUMS] * 3)
     everywhere = ir.FunctionType(_SUMS, [_WORD])
-    with cgutils.for_range(build, blocks, intp=_WORD) as block:
-        of_block, columns = moved(build, read, TILE, block.index), moved(build, weight, GATES * TILE, block.index)
-        with cgutils.for_range(build, _WORD(_FOURS), intp=_WORD) as four:
-            four_columns = moved(build, columns, UNITS * 4, four.index)
-            by = {gate: load(build, moved(build, four_columns, gate * TILE), _SUMS) for gate in gates}
-            four_numbers = moved(build, of_block, 4, four.index)
-            for row in range(rows):
-                text = f"vpbroadcastd {row * BLOCK}($1), $0"
-                numbers = build.asm(everywhere, text, "=v,r,~{memory}", [four_numbers], side_effect=True)
-                for gate in gates:
-                    so_far = added[row, gate]
-                    given = [numbers, by[gate], build.load(so_far)]
-                    build.store(build.asm(dot, "vpdpbusd $2, $1, $0", "=v,v,v,0", given, side_effect=False), so_far)
+    after = moved(build, weight, GATES * TILE, blocks)
+    for part_read, part_blocks, part_weight in ((read, blocks, weight), (more, more_blocks, after)):
+        with cgutils.for_range(build, part_blocks, intp=_WORD) as block:
+            of_block = moved(build, part_read, TILE, block.index)
+            columns = moved(build, part_weight, GATES * TILE, block.index)
+            with cgutils.for_range(build, _WORD(_FOURS), intp=_WORD) as four:
+                four_columns = moved(build, columns, UNITS * 4, four.index)
+                by = {gate: load(build, moved(build, four_columns, gate * TILE), _SUMS) for gate in gates}
+                four_numbers = moved(build, of_block, 4, four.index)
+                for row in range(rows):
+                    text = f"vpbroadcastd {row * BLOCK}($1), $0"
+                    numbers = build.asm(everywhere, text, "=v,r,~{memory}", [four_numbers], side_effect=True)
+                    for gate in gates:
+                        so_far = added[row, gate]
+                        given = [numbers, by[gate], build.load(so_far)]
+                        build.store(build.asm(dot, "vpdpbusd $2, $1, $0", "=v,v,v,0", given, side_effect=False), so_far)
+    row_stride = _WORD(UNITS * 4)
     for (row, gate), total in added.items():
-        into = moved(build, moved(build, sums, gate, stride), row * UNITS * 4)
-        store(build, build.load(total), into)
+        store(build, build.load(total), placed(sums, stride, gate, row_stride, row))
 
 
 @intrinsic
-def _first_gates_of_rows(typing, rows, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
-    return signature(6, functools.partial(_multiply, rows=_TOGETHER, gates=(0, 1)))
+def _first_gates_of_rows(  # type: ignore[no-untyped-def]
+    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+):
+    return signature(10, functools.partial(_multiply, rows=_TOGETHER, gates=(0, 1)))
 
 
 @intrinsic
-def _last_gates_of_rows(typing, rows, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
-    return signature(6, functools.partial(_multiply, rows=_TOGETHER, gates=(2, 3)))
+def _last_gates_of_rows(  # type: ignore[no-untyped-def]
+    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+):
+    return signature(10, functools.partial(_multiply, rows=_TOGETHER, gates=(2, 3)))
 
 
 @intrinsic
-def _all_gates_of_a_row(typing, rows, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
-    return signature(6, functools.partial(_multiply, rows=1, gates=range(GATES)))
+def _all_gates_of_a_row(  # type: ignore[no-untyped-def]
+    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+):
+    return signature(10, functools.partial(_multiply, rows=1, gates=range(GATES)))
 
 
 @part
-def multiply_few(rows, count, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
-    """Up to 16 rows by 16 units of all gates: sums (4, ..., 16) int32, one gate's `stride` bytes after the other's."""
+def multiply_few(  # type: ignore[no-untyped-def]
+    rows, count, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+):
+    """Up to 16 rows by 16 units of all gates: sums (4, ..., 16) int32, one gate's `stride` bytes after the other's.
+
+    The rows' entries are `blocks` and `more_blocks`, that lie apart. Sums begin with those at `begin`, one gate's
+    `begin_stride` bytes after the other's and a row's `each` after that of the row before.
+    """
     whole = count // _TOGETHER * _TOGETHER
     for row in range(0, whole, _TOGETHER):
-        _first_gates_of_rows(rows + row * BLOCK, blocks, weight, offsets, sums + row * UNITS * 4, stride)
-        _last_gates_of_rows(rows + row * BLOCK, blocks, weight, offsets, sums + row * UNITS * 4, stride)
+        read, read_more, from_ = rows + row * BLOCK, more + row * BLOCK, begin + row * each
+        into = sums + row * UNITS * 4
+        _first_gates_of_rows(read, blocks, read_more, more_blocks, weight, from_, begin_stride, each, into, stride)
+        _last_gates_of_rows(read, blocks, read_more, more_blocks, weight, from_, begin_stride, each, into, stride)
     for row in range(whole, count):
-        _all_gates_of_a_row(rows + row * BLOCK, blocks, weight, offsets, sums + row * UNITS * 4, stride)
+        read, read_more, from_ = rows + row * BLOCK, more + row * BLOCK, begin + row * each
+        into = sums + row * UNITS * 4
+        _all_gates_of_a_row(read, blocks, read_more, more_blocks, weight, from_, begin_stride, each, into, stride)
 
 
 @part
-def multiply_pair(rows, blocks, weight, offsets, sums, stride):  # type: ignore[no-untyped-def]
+def multiply_pair(  # type: ignore[no-untyped-def]
+    rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+):
     """The same of 32 rows, in two tiles."""
-    multiply_few(rows, ROWS, blocks, weight, offsets, sums, stride)
-    multiply_few(rows + blocks * TILE, ROWS, blocks, weight, offsets, sums + ROWS * UNITS * 4, stride)
+    for tile in range(2):
+        multiply_few(
+            rows + tile * blocks * TILE,
+            ROWS,
+            blocks,
+            more + tile * more_blocks * TILE,
+            more_blocks,
+            weight,
+            begin + tile * ROWS * each,
+            begin_stride,
+            each,
+            sums + tile * ROWS * UNITS * 4,
+            stride,
+        )
