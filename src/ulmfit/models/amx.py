@@ -14,8 +14,13 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from ulmfit.models.compiled import intrinsic, part, signature
+from ulmfit.models.tile_gates import COUNT, pass_two
 from ulmfit.models.tile_weights import BLOCK, ROWS, TILE
 
+MEANWHILE = True
+"""whether gates are passed beside products: these wait for tiles, and other units of the core are free"""
+_BLOCKS_A_PAIR = 2
+"""blocks of products for the gates of two rows, which take as long at most"""
 _TILES = 8
 _FACTOR_OR_SUM = 5
 """the first tiles: four of sums and one of rows to multiply, which may hold fewer rows than 16"""
@@ -142,45 +147,65 @@ def store_one_by_four(typing, first, second, third, fourth, stride):  # type: ig
 
 
 @part
-def _add_pair(rows, blocks, columns):  # type: ignore[no-untyped-def]
+def _add_pair(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
+    """Add products of 32 rows with half of the gates; every few of them gates of two rows that wait are passed."""
+    first, blocks = rows
     for block in range(blocks):
-        upper = rows + block * TILE
+        upper = first + block * TILE
         add_two_by_two(upper, upper + blocks * TILE, columns + block * 4 * TILE, BLOCK)
+        if block % _BLOCKS_A_PAIR == 0 and passed + 1 < waiting[COUNT]:
+            pass_two(waiting, passed)
+            passed += 2
+    return passed
 
 
 @part
-def multiply_pair(  # type: ignore[no-untyped-def]
-    rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
-):
-    """32 rows by 16 units of all gates: sums (4, ..., 16) int32, one gate's `stride` bytes after the other's.
+def _add_few(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
+    """The same of up to 16 rows and all gates."""
+    first, blocks = rows
+    for block in range(blocks):
+        add_one_by_four(first + block * TILE, columns + block * 4 * TILE, BLOCK)
+        if block % _BLOCKS_A_PAIR == 0 and passed + 1 < waiting[COUNT]:
+            pass_two(waiting, passed)
+            passed += 2
+    return passed
 
-    The rows' entries are `blocks` and `more_blocks`, that lie apart. Sums begin with those at `begin`, one gate's
-    `begin_stride` bytes after the other's and a row's `each` after that of the row before, or with zero where all rows
-    have the same: they then are offsets, which AMX doesn't need.
+
+@part
+def multiply_pair(rows, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
+    """32 rows by 16 units of all gates: sums (4, ..., 16) int32; of rows that wait, how many are passed then.
+
+    rows, more  (address, blocks), where the rows' first entries lie and where the others, maybe none
+    begin       (address, from gate to gate, from row to row), what sums begin with: zero where all rows have the same,
+                as these are offsets, which AMX has no need of
+    into        (address, from gate to gate), of the sums
+    waiting, passed
+                rows whose gates are passed meanwhile, and how many of them are already
     """
+    from_, from_stride, each = begin
+    sums, stride = into
     for half in range(2):
-        from_, into = begin + half * 2 * begin_stride, sums + half * 2 * stride
         if each:
-            load_two_by_two(from_, from_ + begin_stride, each)
+            load_two_by_two(from_ + half * 2 * from_stride, from_ + (half * 2 + 1) * from_stride, each)
         else:
             clear_sums()
         columns = weight + half * 2 * TILE
-        _add_pair(rows, blocks, columns)
-        _add_pair(more, more_blocks, columns + blocks * 4 * TILE)
-        store_two_by_two(into, into + stride, BLOCK)
+        passed = _add_pair(rows, columns, waiting, passed)
+        passed = _add_pair(more, columns + rows[1] * 4 * TILE, waiting, passed)
+        store_two_by_two(sums + half * 2 * stride, sums + (half * 2 + 1) * stride, BLOCK)
+    return passed
 
 
 @part
-def multiply_few(  # type: ignore[no-untyped-def]
-    rows, count, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
-):
+def multiply_few(rows, count, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
     """The same of up to 16 rows, for which tiles are configured."""
+    from_, from_stride, each = begin
+    sums, stride = into
     if each:
-        load_one_by_four(begin, begin + begin_stride, begin + 2 * begin_stride, begin + 3 * begin_stride, each)
+        load_one_by_four(from_, from_ + from_stride, from_ + 2 * from_stride, from_ + 3 * from_stride, each)
     else:
         clear_sums()
-    for block in range(blocks):
-        add_one_by_four(rows + block * TILE, weight + block * 4 * TILE, BLOCK)
-    for block in range(more_blocks):
-        add_one_by_four(more + block * TILE, weight + (blocks + block) * 4 * TILE, BLOCK)
+    passed = _add_few(rows, weight, waiting, passed)
+    passed = _add_few(more, weight + rows[1] * 4 * TILE, waiting, passed)
     store_one_by_four(sums, sums + stride, sums + 2 * stride, sums + 3 * stride, BLOCK)
+    return passed

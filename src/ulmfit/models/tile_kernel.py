@@ -10,87 +10,20 @@ with its entries in blocks of 64. Rows of a step follow those of the step before
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
 
 from ulmfit.compute import cpu_has_tiles
-from ulmfit.int8_rows import INT8_PEAK
-from ulmfit.models.compiled import intrinsic, kernel, part, signature
-from ulmfit.models.tile_weights import BLOCK, EXPONENTS, GATES, PAIR, ROWS, SIGN, TILE, UNITS
-from ulmfit.models.vectors import Vector, load_floats, load_ints, moved, nth_row, spread, store
+from ulmfit.models.compiled import kernel, part
+from ulmfit.models.tile_gates import NONE_WAIT, pass_rest
+from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, TILE, UNITS
 
 if cpu_has_tiles():
-    from ulmfit.models.amx import configurations, configure, multiply_few, multiply_pair, release
+    from ulmfit.models.amx import MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
 else:
-    from ulmfit.models.vnni import configurations, configure, multiply_few, multiply_pair, release
+    from ulmfit.models.vnni import MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
 
 TABLES = configurations()
 """for `configure`"""
-
-
-def _gates(build: Any, operands: Any, rows: int) -> None:
-    """The arithmetic of so many rows of 16 units, where each division serves two of the formulas' quotients.
-
-    Sums are of all products, or of those with hidden vectors where operands go on with sums of those with inputs.
-    """
-    sums, stride, constants, cell, hidden, output, output_stride, *apart = operands
-    many = rows * UNITS
-
-    def constant(part: int, gate: int) -> Vector:
-        return load_floats(build, moved(build, constants, (GATES * part + gate) * UNITS * 4)).repeated(rows)
-
-    exponents = []
-    for gate in range(GATES):
-        exponent = constant(0, gate)
-        if apart:
-            of_inputs, inputs_stride, scales = apart
-            scale = spread(build, load_floats(build, scales, rows).value)
-            from_inputs = load_ints(build, moved(build, of_inputs, gate, inputs_stride), many)
-            exponent = from_inputs * scale * constant(2, gate) + exponent
-        exponents.append(load_ints(build, moved(build, sums, gate, stride), many) * constant(1, gate) + exponent)
-    entry, forget, exit_, candidate = (exponent.power_of_two() for exponent in exponents)
-    to_candidate, to_forget = (entry + 1) * (candidate + 1), forget + 1
-    before = load_floats(build, cell, many)
-    after = (before * to_candidate + (1 - candidate) * to_forget) / (to_candidate * to_forget)
-    store(build, after.value, cell)
-    squashed = (after * EXPONENTS[-1]).power_of_two()
-    value: Vector = (1 - squashed) / ((exit_ + 1) * (squashed + 1))
-    rounded = (value * INT8_PEAK + SIGN).nearest_byte()
-    for number in range(rows):
-        store(build, nth_row(build, rounded, number), moved(build, hidden, number * BLOCK))
-        store(build, nth_row(build, value.value, number), moved(build, output, number, output_stride))
-
-
-@intrinsic
-def _pass_row(typing, sums, stride, constants, cell, hidden, output, output_stride):  # type: ignore[no-untyped-def]
-    """A row of 16 units: its cell changes, and its hidden vector is written, in int8 and as it was before."""
-    return signature(7, functools.partial(_gates, rows=1))
-
-
-@intrinsic
-def _pass_two_rows(  # type: ignore[no-untyped-def]
-    typing, sums, stride, constants, cell, hidden, output, output_stride
-):
-    """Two rows that follow each other."""
-    return signature(7, functools.partial(_gates, rows=2))
-
-
-@intrinsic
-def _pass_row_apart(  # type: ignore[no-untyped-def]
-    typing, sums, stride, constants, cell, hidden, output, output_stride, of_inputs, inputs_stride, scales
-):
-    """A row with sums of inputs and their scale by themselves."""
-    return signature(10, functools.partial(_gates, rows=1))
-
-
-@intrinsic
-def _pass_two_rows_apart(  # type: ignore[no-untyped-def]
-    typing, sums, stride, constants, cell, hidden, output, output_stride, of_inputs, inputs_stride, scales
-):
-    """Two such rows."""
-    return signature(10, functools.partial(_gates, rows=2))
 
 
 @kernel
@@ -110,7 +43,7 @@ def multiply_inputs(inputs, weight, offsets, sums, tables, first, count):  # typ
             read, into = rows + tile * blocks * TILE, np.int64(sums.ctypes.data) + unit * GATES * stride
             into += tile * ROWS * UNITS * 4
             both = PAIR if count - tile > 1 else ROWS
-            _multiply(read, both, blocks, read, 0, columns, offset, UNITS * 4, 0, into, stride)
+            _multiply((read, blocks), both, (read, 0), columns, (offset, UNITS * 4, 0), (into, stride), NONE_WAIT, 0)
     release()
 
 
@@ -121,57 +54,11 @@ def _place(tiles, row, blocks):  # type: ignore[no-untyped-def]
 
 
 @part
-def _multiply(  # type: ignore[no-untyped-def]
-    rows, count, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
-):
+def _multiply(rows, count, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
     """32 rows or up to 16."""
     if count == PAIR:
-        multiply_pair(rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride)
-    else:
-        multiply_few(rows, count, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride)
-
-
-@part
-def _pass_all(  # type: ignore[no-untyped-def]
-    sums,
-    stride,
-    constants,
-    cell,
-    hidden,
-    output,
-    output_stride,
-    of_inputs,
-    inputs_stride,
-    scales,
-    count,
-    blocks,
-):
-    """One row, or an even number up to 32 that fill two tiles, each of so many blocks."""
-    if count == 1:
-        if of_inputs:
-            _pass_row_apart(
-                sums, stride, constants, cell, hidden, output, output_stride, of_inputs, inputs_stride, scales
-            )
-        else:
-            _pass_row(sums, stride, constants, cell, hidden, output, output_stride)
-    for row in range(0, count - 1, 2):
-        one = row * UNITS * 4
-        into, vector = _place(hidden, row, blocks), output + row * output_stride
-        if of_inputs:
-            _pass_two_rows_apart(
-                sums + one,
-                stride,
-                constants,
-                cell + one,
-                into,
-                vector,
-                output_stride,
-                of_inputs + one,
-                inputs_stride,
-                scales + row * 4,
-            )
-        else:
-            _pass_two_rows(sums + one, stride, constants, cell + one, into, vector, output_stride)
+        return multiply_pair(rows, more, weight, begin, into, waiting, passed)
+    return multiply_few(rows, count, more, weight, begin, into, waiting, passed)
 
 
 @kernel
@@ -205,15 +92,17 @@ def read_steps(  # type: ignore[no-untyped-def]
     cells     float32 (units / 16, rows, 16), changed
     exact     float32 (16 * tiles, units), what outputs are rounded from; with no rows where nobody asks for it
     sums      int32 (units / 16, 4, rows of these steps, 16), products of the inputs; with no rows if to be made here
-    space     int32 (3, 4, 32, 16)
+    space     int32 (5, 4, 32, 16)
     """
     units, rows, blocks = cells.shape[0], cells.shape[1], weight.shape[1]
     input_blocks, hidden_blocks = inputs.shape[1], before.shape[1]
     given, kept, apart = sums.shape[2] > 0, exact.shape[0] > 0, offsets.shape[1] > 1
-    own, own_stride = np.int64(space.ctypes.data), PAIR * UNITS * 4
-    input_sums, output = own + GATES * own_stride, own + 2 * GATES * own_stride
+    own_stride, given_stride = PAIR * UNITS * 4, sums.shape[2] * UNITS * 4
+    buffer = GATES * own_stride
+    own = np.int64(space.ctypes.data)
+    output = own + 4 * buffer
     output_stride = units * UNITS * 4 if kept else 0
-    configured = 0
+    configured, waiting = 0, NONE_WAIT
     for step in range(first, last):
         for turn in range(units):
             # From either end in turns, as the last weights of a step are in the cache still.
@@ -229,37 +118,35 @@ def read_steps(  # type: ignore[no-untyped-def]
                     configure(np.int64(tables.ctypes.data) + configured * BLOCK)
                 place = step * rows + row
                 read = _place(np.int64(inputs.ctypes.data), place, input_blocks)
-                if step == 0:
-                    hidden = _place(np.int64(before.ctypes.data), row, hidden_blocks)
-                else:
-                    hidden = _place(np.int64(outputs.ctypes.data), place - rows, hidden_blocks)
-                begin, begin_stride, each, to_add = offset, UNITS * 4, 0, input_blocks
+                earlier = np.int64(before.ctypes.data if step == 0 else outputs.ctypes.data)
+                hidden = _place(earlier, row if step == 0 else place - rows, hidden_blocks)
+                # Gates of the rows before are passed while these are multiplied, so the sums of both are there.
+                own = np.int64(space.ctypes.data) + (MEANWHILE and own == np.int64(space.ctypes.data)) * 2 * buffer
+                begin, to_add, passed = (offset, UNITS * 4, 0), input_blocks, 0
                 if given:
-                    begin_stride, each, to_add = sums.shape[2] * UNITS * 4, UNITS * 4, 0
-                    begin = np.int64(sums.ctypes.data) + unit * GATES * begin_stride
-                    begin += (place - first * rows) * UNITS * 4
+                    given_sums = np.int64(sums.ctypes.data) + unit * GATES * given_stride
+                    begin, to_add = (given_sums + (place - first * rows) * UNITS * 4, given_stride, UNITS * 4), 0
                 of_inputs, inputs_stride = np.int64(0), 0
                 if apart:
-                    of_inputs, inputs_stride = begin, begin_stride
+                    of_inputs, inputs_stride, _ = begin
                     if not given:
-                        of_inputs, inputs_stride = input_sums, own_stride
-                        _multiply(
-                            read, count, input_blocks, read, 0, columns, begin, begin_stride, 0, of_inputs, own_stride
-                        )
-                    begin, begin_stride, each, to_add = offset + GATES * UNITS * 4, UNITS * 4, 0, 0
+                        of_inputs, inputs_stride = own + buffer, own_stride
+                        both = (read, input_blocks), count, (read, 0)
+                        passed = _multiply(*both, columns, begin, (of_inputs, own_stride), waiting, passed)
+                    begin, to_add = (offset + GATES * UNITS * 4, UNITS * 4, 0), 0
+                both = (read, to_add), count, (hidden, hidden_blocks)
                 of_both = columns + (input_blocks - to_add) * 4 * TILE
-                _multiply(
-                    read, count, to_add, hidden, hidden_blocks, of_both, begin, begin_stride, each, own, own_stride
-                )
-                into = _place(np.int64(outputs.ctypes.data), place, hidden_blocks)
+                passed = _multiply(*both, of_both, begin, (own, own_stride), waiting, passed)
+                if MEANWHILE:
+                    pass_rest(waiting, passed)
                 if kept:
                     output = np.int64(exact.ctypes.data) + (place * units + unit) * UNITS * 4
-                _pass_all(
+                waiting = (
                     own,
                     own_stride,
                     of_unit,
                     np.int64(cells.ctypes.data) + (unit * rows + row) * UNITS * 4,
-                    into + unit // 4 * TILE + unit % 4 * UNITS,
+                    _place(np.int64(outputs.ctypes.data), place, hidden_blocks) + unit // 4 * TILE + unit % 4 * UNITS,
                     output,
                     output_stride,
                     of_inputs,
@@ -269,4 +156,7 @@ def read_steps(  # type: ignore[no-untyped-def]
                     hidden_blocks,
                 )
                 row += count
+                if not MEANWHILE or (row == rows and turn == units - 1):  # the next step reads what they give
+                    pass_rest(waiting, 0)
+                    waiting = NONE_WAIT
     release()

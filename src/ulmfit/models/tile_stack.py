@@ -107,7 +107,7 @@ class _Run:
             outputs,
             torch.empty(exact, layer.units),
             torch.empty(groups, GATES, _input_rows(rows), UNITS, dtype=torch.int32),
-            torch.empty(3, GATES, PAIR, UNITS, dtype=torch.int32),
+            torch.empty(5, GATES, PAIR, UNITS, dtype=torch.int32),
         )
 
     def read(self, first: int, last: int) -> None:

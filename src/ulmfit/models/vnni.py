@@ -19,6 +19,8 @@ from ulmfit.models.compiled import intrinsic, part, signature
 from ulmfit.models.tile_weights import BLOCK, GATES, ROWS, TILE, UNITS
 from ulmfit.models.vectors import load, moved, store
 
+MEANWHILE = False
+"""no gates are passed beside products, which leave them none of the core's units"""
 _TOGETHER = 8
 """rows multiplied at once by the units of two gates: their sums fill half of the registers"""
 _FOURS = BLOCK // 4
@@ -98,42 +100,48 @@ def _all_gates_of_a_row(  # type: ignore[no-untyped-def]
 
 
 @part
-def multiply_few(  # type: ignore[no-untyped-def]
-    rows, count, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
-):
-    """Up to 16 rows by 16 units of all gates: sums (4, ..., 16) int32, one gate's `stride` bytes after the other's.
+def multiply_few(rows, count, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
+    """Up to 16 rows by 16 units of all gates: sums (4, ..., 16) int32; of rows that wait, how many are passed then.
 
-    The rows' entries are `blocks` and `more_blocks`, that lie apart. Sums begin with those at `begin`, one gate's
-    `begin_stride` bytes after the other's and a row's `each` after that of the row before.
+    rows, more  (address, blocks), where the rows' first entries lie and where the others, maybe none
+    begin       (address, from gate to gate, from row to row), what sums begin with
+    into        (address, from gate to gate), of the sums
+    waiting, passed
+                for AMX: here none are passed
     """
+    (first, blocks), (second, more_blocks) = rows, more
+    from_, from_stride, each = begin
+    sums, stride = into
     whole = count // _TOGETHER * _TOGETHER
     for row in range(0, whole, _TOGETHER):
-        read, read_more, from_ = rows + row * BLOCK, more + row * BLOCK, begin + row * each
-        into = sums + row * UNITS * 4
-        _first_gates_of_rows(read, blocks, read_more, more_blocks, weight, from_, begin_stride, each, into, stride)
-        _last_gates_of_rows(read, blocks, read_more, more_blocks, weight, from_, begin_stride, each, into, stride)
+        own, other = first + row * BLOCK, second + row * BLOCK
+        start, end = from_ + row * each, sums + row * UNITS * 4
+        _first_gates_of_rows(own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride)
+        _last_gates_of_rows(own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride)
     for row in range(whole, count):
-        read, read_more, from_ = rows + row * BLOCK, more + row * BLOCK, begin + row * each
-        into = sums + row * UNITS * 4
-        _all_gates_of_a_row(read, blocks, read_more, more_blocks, weight, from_, begin_stride, each, into, stride)
+        own, other = first + row * BLOCK, second + row * BLOCK
+        start, end = from_ + row * each, sums + row * UNITS * 4
+        _all_gates_of_a_row(own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride)
+    return passed
 
 
 @part
-def multiply_pair(  # type: ignore[no-untyped-def]
-    rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
-):
+def multiply_pair(rows, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
     """The same of 32 rows, in two tiles."""
+    (first, blocks), (second, more_blocks) = rows, more
+    from_, from_stride, each = begin
+    sums, stride = into
     for tile in range(2):
+        own, other = first + tile * blocks * TILE, second + tile * more_blocks * TILE
+        start, end = from_ + tile * ROWS * each, sums + tile * ROWS * UNITS * 4
         multiply_few(
-            rows + tile * blocks * TILE,
+            (own, blocks),
             ROWS,
-            blocks,
-            more + tile * more_blocks * TILE,
-            more_blocks,
+            (other, more_blocks),
             weight,
-            begin + tile * ROWS * each,
-            begin_stride,
-            each,
-            sums + tile * ROWS * UNITS * 4,
-            stride,
+            (start, from_stride, each),
+            (end, stride),
+            waiting,
+            passed,
         )
+    return passed
