@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ulmfit.compute import cpu_kernels_can_be_made
+from ulmfit.compute import cpu_kernels_can_be_made, cpu_reads_in_tiles
 
 pytestmark = pytest.mark.skipif(not cpu_kernels_can_be_made(), reason="needs Numba")
 
@@ -60,6 +60,16 @@ def test_powers_of_two_are_right_to_six_digits_and_stop_at_the_limits(applied):
     np.testing.assert_allclose(deep(np.float32), np.repeat(np.float32([2.0**-126, 1]), 16), rtol=4e-7)
 
 
+@pytest.mark.skipif(not cpu_reads_in_tiles(), reason="needs a CPU with AVX-512")
+def test_powers_of_two_by_avx512_are_as_right_and_are_nothing_or_infinite_far_off(applied):
+    values = np.linspace(-45, 45, 16 * 5001, dtype=np.float32)
+    found = applied(lambda vector: vector.power_of_two_by_avx512(39.0), values)(np.float32)
+    np.testing.assert_allclose(found, 2.0 ** np.minimum(values.astype(np.float64), 39), rtol=4e-7)
+    edges = np.repeat(np.float32([-np.inf, -1e9, -1, -1e-9, 0, 1, 1e9, np.nan]), 16)
+    expected = np.repeat(np.float32([0, 0, 0.5, 1, 1, 2, np.inf, np.nan]), 16)
+    np.testing.assert_array_equal(applied(lambda vector: vector.power_of_two_by_avx512(), edges)(np.float32), expected)
+
+
 def test_what_is_no_number_stays_none(applied):
     values = np.full(16, np.nan, dtype=np.float32)
     assert np.isnan(applied(lambda vector: vector.power_of_two(), values)(np.float32)).all()
@@ -69,6 +79,8 @@ def test_what_is_no_number_stays_none(applied):
 def test_bytes_are_the_nearest_integers(applied):
     values = np.linspace(-127, 127, 16 * 300, dtype=np.float32)
     np.testing.assert_array_equal(applied(lambda vector: vector.nearest_byte(), values)(np.int8), np.rint(values))
+    more = applied(lambda vector: vector.nearest_byte(128), values)(np.uint8)
+    np.testing.assert_array_equal(more, np.rint(values) + 128)
 
 
 def test_bfloat16_is_read_and_rounded_as_by_pytorch(applied):

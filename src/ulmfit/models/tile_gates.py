@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from ulmfit.int8_rows import INT8_PEAK
 from ulmfit.models.compiled import intrinsic, part, signature
 from ulmfit.models.tile_weights import BLOCK, EXPONENTS, GATES, ROWS, SIGN, TILE, UNITS
-from ulmfit.models.vectors import Vector, load_floats, load_ints, moved, nth_row, spread, store
+from ulmfit.models.vectors import MOST_POWER, Vector, load_floats, load_ints, moved, nth_row, spread, store
 
 NONE_WAIT: tuple[Any, ...] = (0,) * 12
 """what `pass_rest` takes where there is nothing to do; else of up to 32 rows of 16 units, that lie as in `read_steps`,
@@ -39,14 +40,20 @@ def _gates(build: Any, operands: Any, rows: int) -> None:
             from_inputs = load_ints(build, moved(build, of_inputs, gate, inputs_stride), many)
             exponent = from_inputs * scale * constant(2, gate) + exponent
         exponents.append(load_ints(build, moved(build, sums, gate, stride), many) * constant(1, gate) + exponent)
-    entry, forget, exit_, candidate = (exponent.power_of_two() for exponent in exponents)
-    to_candidate, to_forget = (entry + 1) * (candidate + 1), forget + 1
+    # What is divided by may be beyond all float32, for a quotient of 0, where there is no product with it.
+    entry, forget, exit_, candidate = (
+        exponent.power_of_two_by_avx512(most)
+        for exponent, most in zip(exponents, (MOST_POWER, MOST_POWER, math.inf, MOST_POWER), strict=True)
+    )
+    both, to_forget = candidate + 1, forget + 1
+    to_candidate = entry * both + both
     before = load_floats(build, cell, many)
     after = (before * to_candidate + (1 - candidate) * to_forget) / (to_candidate * to_forget)
     store(build, after.value, cell)
-    squashed = (after * EXPONENTS[-1]).power_of_two()
-    value: Vector = (1 - squashed) / ((exit_ + 1) * (squashed + 1))
-    rounded = (value * INT8_PEAK + SIGN).nearest_byte()
+    squashed = (after * EXPONENTS[-1]).power_of_two_by_avx512(MOST_POWER)
+    both = squashed + 1
+    value: Vector = (1 - squashed) / (exit_ * both + both)
+    rounded = (value * INT8_PEAK).nearest_byte(SIGN)
     for number in range(rows):
         store(build, nth_row(build, rounded, number), moved(build, hidden, number * BLOCK))
         store(build, nth_row(build, value.value, number), moved(build, output, number, output_stride))
