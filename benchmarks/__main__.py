@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("where", choices=("cpu", "gpu"))
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="works whose names begin so")
+    parser.add_argument("--peers", nargs="+", metavar="NAME", help="these beside this project, in place of all")
     parser.add_argument("--rounds", type=int, help="turns of each side in a work; by default each work's own number")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no further work after so long")
     parser.add_argument("--peer-path", type=Path, help="a folder of installed packages, in place of an environment")
@@ -45,6 +46,8 @@ def main() -> None:
         folder, texts = (Path(), "") if given.list else prepare(model=model, tiny=given.tiny)
         works = cpu_works(str(folder), tiny=given.tiny)
     works = [work for work in works if not given.only or work.name.startswith(tuple(given.only))]
+    if given.peers:
+        works = [work.beside(given.peers) for work in works]
     if given.list:
         print("\n".join(f"{work.name}: {work.title}" for work in works))
         return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -37,6 +37,10 @@ class Work:
     """both sides keep what they built; else each builds anew at its turn, with the whole machine to itself"""
     goal: dict[str, tuple[float, float]] = field(default_factory=dict)
     """for a peer: how many times faster at least, and the aim"""
+
+    def beside(self, peers: Collection[str]) -> Work:
+        """The same with this project and some of its peers alone."""
+        return replace(self, tasks=tuple(task for task in self.tasks if task.side in {"ulmfit", *peers}))
 
 
 FASTAI_BATCH, MINILM_BATCH = 64, 16
