@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit.compute import in_threads
+from ulmfit.compute import cpu_has_tiles, in_threads
 from ulmfit.config import Direction
 from ulmfit.learning.setting import on_device
 from ulmfit.models.classifier import Classifier, encode_documents
@@ -28,9 +28,10 @@ EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**23}
 """and its tokens, padding included, at most; a window holds few of them"""
 GPU_WINDOW = 32
 """few steps, as many documents are read at once; where there are fewer, a GPU reads several windows together"""
-INT8_LANES = 256
-"""documents that one thread reads at once in int8: fewer are multiplied more slowly"""
-INT8_SHORTEST, INT8_LONGEST, INT8_WINDOW_TOKENS = 16, 2**10, 2**12
+INT8_LANES = 256 if cpu_has_tiles() else 96
+"""documents that one thread reads at once in int8: by AMX fewer are multiplied more slowly, elsewhere they keep more
+lanes busy to the end"""
+INT8_SHORTEST, INT8_LONGEST, INT8_WINDOW_TOKENS = 8, 2**10, 2**11
 """steps of a window in int8, and the tokens it holds if it can: the shorter, the less is padding and the less memory a
 long document takes"""
 INT8_THREAD_DOCUMENTS = 64

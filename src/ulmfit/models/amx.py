@@ -172,7 +172,7 @@ def _add_few(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
 
 
 @part
-def multiply_pair(rows, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
+def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """32 rows by 16 units of all gates: sums (4, ..., 16) int32; of rows that wait, how many are passed then.
 
     rows, more  (address, blocks), where the rows' first entries lie and where the others, maybe none
@@ -181,6 +181,7 @@ def multiply_pair(rows, more, weight, begin, into, waiting, passed):  # type: ig
     into        (address, from gate to gate), of the sums
     waiting, passed
                 rows whose gates are passed meanwhile, and how many of them are already
+    ahead       for VNNI: here nothing is asked for beforehand
     """
     from_, from_stride, each = begin
     sums, stride = into
@@ -197,7 +198,7 @@ def multiply_pair(rows, more, weight, begin, into, waiting, passed):  # type: ig
 
 
 @part
-def multiply_few(rows, count, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
+def multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """The same of up to 16 rows, for which tiles are configured."""
     from_, from_stride, each = begin
     sums, stride = into

@@ -43,7 +43,9 @@ def multiply_inputs(inputs, weight, offsets, sums, tables, first, count):  # typ
             read, into = rows + tile * blocks * TILE, np.int64(sums.ctypes.data) + unit * GATES * stride
             into += tile * ROWS * UNITS * 4
             both = PAIR if count - tile > 1 else ROWS
-            _multiply((read, blocks), both, (read, 0), columns, (offset, UNITS * 4, 0), (into, stride), NONE_WAIT, 0)
+            _multiply(
+                (read, blocks), both, (read, 0), columns, (offset, UNITS * 4, 0), (into, stride), NONE_WAIT, 0, (0, 0)
+            )
     release()
 
 
@@ -54,11 +56,22 @@ def _place(tiles, row, blocks):  # type: ignore[no-untyped-def]
 
 
 @part
-def _multiply(rows, count, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
+def _multiply(rows, count, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """32 rows or up to 16."""
     if count == PAIR:
-        return multiply_pair(rows, more, weight, begin, into, waiting, passed)
-    return multiply_few(rows, count, more, weight, begin, into, waiting, passed)
+        return multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead)
+    return multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead)
+
+
+@part
+def _ahead(far, row, rows):  # type: ignore[no-untyped-def]
+    """What of the weights so far on is fetched beside eight of a step's rows: from where, and lines of each tile.
+
+    All sixteen lines are fetched beside 128 rows, or beside all where there are fewer.
+    """
+    lines = -(-8 * ROWS // rows)
+    begin = row // 8 * lines
+    return far + begin * BLOCK, lines if far != 0 and begin < ROWS else 0
 
 
 @kernel
@@ -100,8 +113,7 @@ def read_steps(  # type: ignore[no-untyped-def]
     own_stride, given_stride = PAIR * UNITS * 4, sums.shape[2] * UNITS * 4
     buffer = GATES * own_stride
     own = np.int64(space.ctypes.data)
-    output = own + 4 * buffer
-    output_stride = units * UNITS * 4 if kept else 0
+    output, output_stride = own + 4 * buffer, units * UNITS * 4 if kept else 0
     configured, waiting = 0, NONE_WAIT
     for step in range(first, last):
         for turn in range(units):
@@ -110,13 +122,14 @@ def read_steps(  # type: ignore[no-untyped-def]
             columns = np.int64(weight.ctypes.data) + unit * blocks * 4 * TILE
             offset = np.int64(offsets.ctypes.data) + unit * offsets.shape[1] * GATES * UNITS * 4
             of_unit = np.int64(constants.ctypes.data) + unit * constants.shape[1] * GATES * UNITS * 4
+            far = (1 - step % 2 * 2) * (turn < units - 1) * blocks * 4 * TILE
             row = 0
             while row < rows:
                 count = PAIR if rows - row >= PAIR else min(ROWS, rows - row)
                 if configured != min(ROWS, count):
                     configured = min(ROWS, count)
                     configure(np.int64(tables.ctypes.data) + configured * BLOCK)
-                place = step * rows + row
+                place, ahead = step * rows + row, _ahead(far, row, rows)
                 read = _place(np.int64(inputs.ctypes.data), place, input_blocks)
                 earlier = np.int64(before.ctypes.data if step == 0 else outputs.ctypes.data)
                 hidden = _place(earlier, row if step == 0 else place - rows, hidden_blocks)
@@ -132,11 +145,11 @@ def read_steps(  # type: ignore[no-untyped-def]
                     if not given:
                         of_inputs, inputs_stride = own + buffer, own_stride
                         both = (read, input_blocks), count, (read, 0)
-                        passed = _multiply(*both, columns, begin, (of_inputs, own_stride), waiting, passed)
+                        passed = _multiply(*both, columns, begin, (of_inputs, own_stride), waiting, passed, ahead)
                     begin, to_add = (offset + GATES * UNITS * 4, UNITS * 4, 0), 0
                 both = (read, to_add), count, (hidden, hidden_blocks)
                 of_both = columns + (input_blocks - to_add) * 4 * TILE
-                passed = _multiply(*both, of_both, begin, (own, own_stride), waiting, passed)
+                passed = _multiply(*both, of_both, begin, (own, own_stride), waiting, passed, ahead)
                 if MEANWHILE:
                     pass_rest(waiting, passed)
                 if kept:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ulmfit.compute import cpu_has_tiles
 from ulmfit.models.jobs import evenly, run_jobs, waves
 from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights, signed
 
-FEW_ROWS = 64
+FEW_ROWS = 64 if cpu_has_tiles() else 16
 """rows of a step up to which inputs of several steps are multiplied at once, as the weights stream by for so few"""
 INPUT_ROWS = 256
 """rows of inputs multiplied at once then"""

@@ -26,6 +26,7 @@ _TOGETHER = 8
 _FOURS = BLOCK // 4
 _WORD = ir.IntType(64)
 _SUMS = ir.VectorType(ir.IntType(32), UNITS)
+_FETCH = ir.FunctionType(ir.VoidType(), [_WORD])
 
 
 def configurations() -> NDArray[np.uint8]:
@@ -45,7 +46,7 @@ def release():  # type: ignore[no-untyped-def]
 
 def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> None:
     """So many rows by 16 units of some gates."""
-    read, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride = operands
+    read, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride, *ahead = operands
 
     def placed(address: Any, gate_stride: Any, gate: int, row_stride: Any, row: int) -> Any:
         return moved(build, moved(build, address, gate, gate_stride), row, row_stride)
@@ -62,6 +63,12 @@ def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> Non
         with cgutils.for_range(build, part_blocks, intp=_WORD) as block:
             of_block = moved(build, part_read, TILE, block.index)
             columns = moved(build, part_weight, GATES * TILE, block.index)
+            if ahead:
+                wanted = build.add(columns, ahead[0])
+                with cgutils.for_range(build, ahead[1], intp=_WORD) as line:
+                    for gate in gates:
+                        address = moved(build, moved(build, wanted, gate * TILE), UNITS * 4, line.index)
+                        build.asm(_FETCH, "prefetcht1 ($0)", "r", [address], side_effect=True)
             with cgutils.for_range(build, _WORD(_FOURS), intp=_WORD) as four:
                 four_columns = moved(build, columns, UNITS * 4, four.index)
                 by = {gate: load(build, moved(build, four_columns, gate * TILE), _SUMS) for gate in gates}
@@ -80,16 +87,16 @@ def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> Non
 
 @intrinsic
 def _first_gates_of_rows(  # type: ignore[no-untyped-def]
-    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride, ahead, lines
 ):
-    return signature(10, functools.partial(_multiply, rows=_TOGETHER, gates=(0, 1)))
+    return signature(12, functools.partial(_multiply, rows=_TOGETHER, gates=(0, 1)))
 
 
 @intrinsic
 def _last_gates_of_rows(  # type: ignore[no-untyped-def]
-    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride, ahead, lines
 ):
-    return signature(10, functools.partial(_multiply, rows=_TOGETHER, gates=(2, 3)))
+    return signature(12, functools.partial(_multiply, rows=_TOGETHER, gates=(2, 3)))
 
 
 @intrinsic
@@ -100,7 +107,7 @@ def _all_gates_of_a_row(  # type: ignore[no-untyped-def]
 
 
 @part
-def multiply_few(rows, count, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
+def multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """Up to 16 rows by 16 units of all gates: sums (4, ..., 16) int32; of rows that wait, how many are passed then.
 
     rows, more  (address, blocks), where the rows' first entries lie and where the others, maybe none
@@ -108,16 +115,23 @@ def multiply_few(rows, count, more, weight, begin, into, waiting, passed):  # ty
     into        (address, from gate to gate), of the sums
     waiting, passed
                 for AMX: here none are passed
+    ahead       (how far on weights lie that are wanted next, lines of each of their tiles to fetch for eight rows)
     """
     (first, blocks), (second, more_blocks) = rows, more
     from_, from_stride, each = begin
     sums, stride = into
+    far, lines = ahead
     whole = count // _TOGETHER * _TOGETHER
     for row in range(0, whole, _TOGETHER):
         own, other = first + row * BLOCK, second + row * BLOCK
         start, end = from_ + row * each, sums + row * UNITS * 4
-        _first_gates_of_rows(own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride)
-        _last_gates_of_rows(own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride)
+        wanted = far + row // _TOGETHER * lines * UNITS * 4
+        _first_gates_of_rows(
+            own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride, wanted, lines
+        )
+        _last_gates_of_rows(
+            own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride, wanted, lines
+        )
     for row in range(whole, count):
         own, other = first + row * BLOCK, second + row * BLOCK
         start, end = from_ + row * each, sums + row * UNITS * 4
@@ -126,11 +140,12 @@ def multiply_few(rows, count, more, weight, begin, into, waiting, passed):  # ty
 
 
 @part
-def multiply_pair(rows, more, weight, begin, into, waiting, passed):  # type: ignore[no-untyped-def]
+def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """The same of 32 rows, in two tiles."""
     (first, blocks), (second, more_blocks) = rows, more
     from_, from_stride, each = begin
     sums, stride = into
+    far, lines = ahead
     for tile in range(2):
         own, other = first + tile * blocks * TILE, second + tile * more_blocks * TILE
         start, end = from_ + tile * ROWS * each, sums + tile * ROWS * UNITS * 4
@@ -143,5 +158,6 @@ def multiply_pair(rows, more, weight, begin, into, waiting, passed):  # type: ig
             (end, stride),
             waiting,
             passed,
+            (far + tile * ROWS // _TOGETHER * lines * UNITS * 4, lines),
         )
     return passed
