@@ -160,7 +160,7 @@ from ulmfit.models import tile_kernel
 bytes_, floats, ints = (np.zeros((1, 1, 1, 1), dtype) for dtype in (np.int8, np.float32, np.int32))
 tiles, offsets = np.zeros((1, 1, 4, 16, 64), np.int8), np.zeros((1, 1, 4, 16), np.int32)
 of_layer = (tiles, offsets, floats)
-of_steps = (bytes_, bytes_, floats[0], floats[0, 0], ints, ints, tile_kernel.TABLES, 0, 1)
+of_steps = (bytes_, bytes_, floats[0], floats[0, 0], ints, ints, tile_kernel.TABLES, 1, 1, 0, 1)
 arguments = (bytes_, floats[0, 0, 0], *of_layer, *of_steps)
 tile_kernel.read_steps.compile(tuple(map(typeof, arguments)))
 (code,) = tile_kernel.read_steps.inspect_asm().values()

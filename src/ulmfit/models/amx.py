@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ulmfit.models.compiled import intrinsic, part, signature
 from ulmfit.models.tile_gates import COUNT, pass_two
-from ulmfit.models.tile_weights import BLOCK, ROWS, TILE
+from ulmfit.models.tile_weights import BLOCK, FOURS, ROWS, TILE
 
 MEANWHILE = True
 """whether gates are passed beside products: these wait for tiles, and other units of the core are free"""
@@ -147,9 +147,16 @@ def store_one_by_four(typing, first, second, third, fourth, stride):  # type: ig
 
 
 @part
+def _blocks(fours):  # type: ignore[no-untyped-def]
+    """That hold so many fours."""
+    return (fours + FOURS - 1) // FOURS
+
+
+@part
 def _add_pair(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
     """Add products of 32 rows with half of the gates; every few of them gates of two rows that wait are passed."""
-    first, blocks = rows
+    first, fours = rows
+    blocks = _blocks(fours)
     for block in range(blocks):
         upper = first + block * TILE
         add_two_by_two(upper, upper + blocks * TILE, columns + block * 4 * TILE, BLOCK)
@@ -162,7 +169,8 @@ def _add_pair(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
 @part
 def _add_few(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
     """The same of up to 16 rows and all gates."""
-    first, blocks = rows
+    first, fours = rows
+    blocks = _blocks(fours)
     for block in range(blocks):
         add_one_by_four(first + block * TILE, columns + block * 4 * TILE, BLOCK)
         if block % _BLOCKS_A_PAIR == 0 and passed + 1 < waiting[COUNT]:
@@ -175,7 +183,7 @@ def _add_few(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
 def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """32 rows by 16 units of all gates: sums (4, ..., 16) int32; of rows that wait, how many are passed then.
 
-    rows, more  (address, blocks), where the rows' first entries lie and where the others, maybe none
+    rows, more  (address, fours), where the rows' first entries lie and where the others, maybe none, and a row's length
     begin       (address, from gate to gate, from row to row), what sums begin with: zero where all rows have the same,
                 as these are offsets, which AMX has no need of
     into        (address, from gate to gate), of the sums
@@ -192,7 +200,7 @@ def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # t
             clear_sums()
         columns = weight + half * 2 * TILE
         passed = _add_pair(rows, columns, waiting, passed)
-        passed = _add_pair(more, columns + rows[1] * 4 * TILE, waiting, passed)
+        passed = _add_pair(more, columns + _blocks(rows[1]) * 4 * TILE, waiting, passed)
         store_two_by_two(sums + half * 2 * stride, sums + (half * 2 + 1) * stride, BLOCK)
     return passed
 
@@ -207,6 +215,6 @@ def multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead)
     else:
         clear_sums()
     passed = _add_few(rows, weight, waiting, passed)
-    passed = _add_few(more, weight + rows[1] * 4 * TILE, waiting, passed)
+    passed = _add_few(more, weight + _blocks(rows[1]) * 4 * TILE, waiting, passed)
     store_one_by_four(sums, sums + stride, sums + 2 * stride, sums + 3 * stride, BLOCK)
     return passed

@@ -27,8 +27,8 @@ TABLES = configurations()
 
 
 @kernel
-def multiply_inputs(inputs, weight, offsets, sums, tables, first, count):  # type: ignore[no-untyped-def]
-    """Tiles of rows by the inputs' part of a weight: `count` tiles from the `first` on.
+def multiply_inputs(inputs, weight, offsets, sums, tables, fours, first, count):  # type: ignore[no-untyped-def]
+    """Tiles of rows of so many fours by the inputs' part of a weight: `count` tiles from the `first` on.
 
     sums      int32 (units / 16, 4, 16 * count, 16)
     """
@@ -44,7 +44,7 @@ def multiply_inputs(inputs, weight, offsets, sums, tables, first, count):  # typ
             into += tile * ROWS * UNITS * 4
             both = PAIR if count - tile > 1 else ROWS
             _multiply(
-                (read, blocks), both, (read, 0), columns, (offset, UNITS * 4, 0), (into, stride), NONE_WAIT, 0, (0, 0)
+                (read, fours), both, (read, 0), columns, (offset, UNITS * 4, 0), (into, stride), NONE_WAIT, 0, (0, 0)
             )
     release()
 
@@ -88,6 +88,8 @@ def read_steps(  # type: ignore[no-untyped-def]
     sums,
     space,
     tables,
+    input_fours,
+    hidden_fours,
     first,
     last,
 ):
@@ -106,6 +108,8 @@ def read_steps(  # type: ignore[no-untyped-def]
     exact     float32 (16 * tiles, units), what outputs are rounded from; with no rows where nobody asks for it
     sums      int32 (units / 16, 4, rows of these steps, 16), products of the inputs; with no rows if to be made here
     space     int32 (5, 4, 32, 16)
+    input_fours, hidden_fours
+              fours that hold a row's numbers, of inputs and of hidden vectors; the rest of its blocks is zero
     """
     units, rows, blocks = cells.shape[0], cells.shape[1], weight.shape[1]
     input_blocks, hidden_blocks = inputs.shape[1], before.shape[1]
@@ -135,7 +139,7 @@ def read_steps(  # type: ignore[no-untyped-def]
                 hidden = _place(earlier, row if step == 0 else place - rows, hidden_blocks)
                 # Gates of the rows before are passed while these are multiplied, so the sums of both are there.
                 own = np.int64(space.ctypes.data) + (MEANWHILE and own == np.int64(space.ctypes.data)) * 2 * buffer
-                begin, to_add, passed = (offset, UNITS * 4, 0), input_blocks, 0
+                begin, to_add, passed = (offset, UNITS * 4, 0), input_fours, 0
                 if given:
                     given_sums = np.int64(sums.ctypes.data) + unit * GATES * given_stride
                     begin, to_add = (given_sums + (place - first * rows) * UNITS * 4, given_stride, UNITS * 4), 0
@@ -144,11 +148,11 @@ def read_steps(  # type: ignore[no-untyped-def]
                     of_inputs, inputs_stride, _ = begin
                     if not given:
                         of_inputs, inputs_stride = own + buffer, own_stride
-                        both = (read, input_blocks), count, (read, 0)
+                        both = (read, input_fours), count, (read, 0)
                         passed = _multiply(*both, columns, begin, (of_inputs, own_stride), waiting, passed, ahead)
                     begin, to_add = (offset + GATES * UNITS * 4, UNITS * 4, 0), 0
-                both = (read, to_add), count, (hidden, hidden_blocks)
-                of_both = columns + (input_blocks - to_add) * 4 * TILE
+                both = (read, to_add), count, (hidden, hidden_fours)
+                of_both = columns if to_add else columns + input_blocks * 4 * TILE
                 passed = _multiply(*both, of_both, begin, (own, own_stride), waiting, passed, ahead)
                 if MEANWHILE:
                     pass_rest(waiting, passed)

@@ -23,7 +23,7 @@ FEW_ROWS = 64 if cpu_has_tiles() else 16
 INPUT_ROWS = 256
 """rows of inputs multiplied at once then"""
 JOBS = 8
-"""jobs that a layer's steps are cut into, where there are so many: the next layer waits for the first of them"""
+"""jobs that a layer's steps are cut into for several threads: the next layer waits for the first of them"""
 
 State = tuple[Tensor, ...]
 
@@ -37,7 +37,7 @@ def tile_stack(tokens: Tensor, state: State | None, weights: TileStackWeights) -
     rows = _rows_of_a_step(batch)
     ids = functional.pad(tokens, (0, rows - batch)).flatten()
     ids = functional.pad(ids, (0, -len(ids) % ROWS))
-    inputs, scales = _in_tiles(weights.table[ids]), weights.scales[ids]
+    inputs, scales = _in_tiles(weights.table.index_select(0, ids)), weights.scales.index_select(0, ids)
     ones = torch.ones_like(scales)
     runs: list[_Run] = []
     for depth, layer in enumerate(weights.layers):
@@ -120,7 +120,8 @@ class _Run:
             tile = first * self.rows // ROWS
             count = -(-last * self.rows // ROWS) - tile
             sums = sums.reshape(-1)[: layer.units * GATES * count * ROWS].reshape(-1, GATES, count * ROWS, UNITS)
-            multiply_inputs(inputs, layer.weight.numpy(), layer.offsets.numpy(), sums, tables, tile, count)
+            weight, offsets = layer.weight.numpy(), layer.offsets.numpy()
+            multiply_inputs(inputs, weight, offsets, sums, tables, layer.fours[0], tile, count)
         read_steps(
             inputs,
             self.scales.numpy(),
@@ -134,6 +135,7 @@ class _Run:
             sums,
             self.space.numpy(),
             tables,
+            *layer.fours,
             first,
             last,
         )
@@ -155,10 +157,10 @@ def _input_rows(rows: int) -> int:
 def _read(runs: Sequence[_Run], time: int, rows: int) -> None:
     """Layers on threads of their own where there are threads: one reads some steps while the one below reads on."""
     whole = max(1, ROWS // rows)  # steps that fill a tile
-    longest = _input_rows(rows) // rows or time
+    longest = min(_input_rows(rows) // rows or time, -(-time // JOBS) if torch.get_num_threads() > 1 else time)
     blocks = [
         (start * whole, min(end * whole, time))
-        for start, end in evenly(-(-time // whole), at_most=max(1, min(longest, -(-time // JOBS)) // whole))
+        for start, end in evenly(-(-time // whole), at_most=max(1, longest // whole))
     ]
     layers: list[list[tuple[Callable[[], None], float]]] = []
     for run in runs:

@@ -17,6 +17,8 @@ from ulmfit.models.lstm_products import LstmWeights
 GATES = 4
 UNITS, ROWS, BLOCK = 16, 16, 64
 """units worked on at once, rows of a tile, and entries of each row"""
+FOURS = BLOCK // 4
+"""of a block, which a column's numbers are multiplied in"""
 PAIR = 2 * ROWS
 TILE = ROWS * BLOCK
 """bytes of a tile"""
@@ -33,6 +35,8 @@ class TileLayer:
 
     size: int
     """of the hidden vector"""
+    fours: tuple[int, int]
+    """that hold a row's numbers, of inputs and of hidden vectors"""
     weight: Tensor
     offsets: Tensor
     constants: Tensor
@@ -102,4 +106,5 @@ def _quantised(weights: LstmWeights, *, of_embeddings: bool) -> TileLayer:
     offsets = [rows.sum(1, dtype=torch.int32).mul_(-SIGN) for rows in (filled if of_embeddings else [weight])]
     bias = by_gate(weights.input_bias + weights.hidden_bias)
     constants = [part.view(GATES, -1) * exponents for part in (bias, *scales)]
-    return TileLayer(size, tiles.flatten(4).contiguous(), by_unit(offsets), by_unit(constants))
+    fours = -(-weights.input_weight.shape[1] // 4), -(-size // 4)
+    return TileLayer(size, fours, tiles.flatten(4).contiguous(), by_unit(offsets), by_unit(constants))

@@ -16,14 +16,13 @@ from numba.core import cgutils
 from numpy.typing import NDArray
 
 from ulmfit.models.compiled import intrinsic, part, signature
-from ulmfit.models.tile_weights import BLOCK, GATES, ROWS, TILE, UNITS
+from ulmfit.models.tile_weights import BLOCK, FOURS, GATES, ROWS, TILE, UNITS
 from ulmfit.models.vectors import load, moved, store
 
 MEANWHILE = False
 """no gates are passed beside products, which leave them none of the core's units"""
 _TOGETHER = 8
 """rows multiplied at once by the units of two gates: their sums fill half of the registers"""
-_FOURS = BLOCK // 4
 _WORD = ir.IntType(64)
 _SUMS = ir.VectorType(ir.IntType(32), UNITS)
 _FETCH = ir.FunctionType(ir.VoidType(), [_WORD])
@@ -44,9 +43,14 @@ def release():  # type: ignore[no-untyped-def]
     """Nor to give up."""
 
 
+def _blocks(build: Any, fours: Any) -> Any:
+    """That hold so many fours."""
+    return build.udiv(build.add(fours, _WORD(FOURS - 1)), _WORD(FOURS))
+
+
 def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> None:
     """So many rows by 16 units of some gates."""
-    read, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride, *ahead = operands
+    read, fours, more, more_fours, weight, begin, begin_stride, each, sums, stride, *ahead = operands
 
     def placed(address: Any, gate_stride: Any, gate: int, row_stride: Any, row: int) -> Any:
         return moved(build, moved(build, address, gate, gate_stride), row, row_stride)
@@ -58,9 +62,11 @@ def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> Non
     }
     dot = ir.FunctionType(_SUMS, [_SUMS] * 3)
     everywhere = ir.FunctionType(_SUMS, [_WORD])
-    after = moved(build, weight, GATES * TILE, blocks)
-    for part_read, part_blocks, part_weight in ((read, blocks, weight), (more, more_blocks, after)):
-        with cgutils.for_range(build, part_blocks, intp=_WORD) as block:
+    after = moved(build, weight, GATES * TILE, _blocks(build, fours))
+    for part_read, part_fours, part_weight in ((read, fours, weight), (more, more_fours, after)):
+        with cgutils.for_range(build, _blocks(build, part_fours), intp=_WORD) as block:
+            left = build.sub(part_fours, build.mul(block.index, _WORD(FOURS)))
+            of_this = build.select(build.icmp_signed("<", left, _WORD(FOURS)), left, _WORD(FOURS))
             of_block = moved(build, part_read, TILE, block.index)
             columns = moved(build, part_weight, GATES * TILE, block.index)
             if ahead:
@@ -69,7 +75,7 @@ def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> Non
                     for gate in gates:
                         address = moved(build, moved(build, wanted, gate * TILE), UNITS * 4, line.index)
                         build.asm(_FETCH, "prefetcht1 ($0)", "r", [address], side_effect=True)
-            with cgutils.for_range(build, _WORD(_FOURS), intp=_WORD) as four:
+            with cgutils.for_range(build, of_this, intp=_WORD) as four:
                 four_columns = moved(build, columns, UNITS * 4, four.index)
                 by = {gate: load(build, moved(build, four_columns, gate * TILE), _SUMS) for gate in gates}
                 four_numbers = moved(build, of_block, 4, four.index)
@@ -87,21 +93,21 @@ def _multiply(build: Any, operands: Any, rows: int, gates: Sequence[int]) -> Non
 
 @intrinsic
 def _first_gates_of_rows(  # type: ignore[no-untyped-def]
-    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride, ahead, lines
+    typing, rows, fours, more, more_fours, weight, begin, begin_stride, each, sums, stride, ahead, lines
 ):
     return signature(12, functools.partial(_multiply, rows=_TOGETHER, gates=(0, 1)))
 
 
 @intrinsic
 def _last_gates_of_rows(  # type: ignore[no-untyped-def]
-    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride, ahead, lines
+    typing, rows, fours, more, more_fours, weight, begin, begin_stride, each, sums, stride, ahead, lines
 ):
     return signature(12, functools.partial(_multiply, rows=_TOGETHER, gates=(2, 3)))
 
 
 @intrinsic
 def _all_gates_of_a_row(  # type: ignore[no-untyped-def]
-    typing, rows, blocks, more, more_blocks, weight, begin, begin_stride, each, sums, stride
+    typing, rows, fours, more, more_fours, weight, begin, begin_stride, each, sums, stride
 ):
     return signature(10, functools.partial(_multiply, rows=1, gates=range(GATES)))
 
@@ -110,14 +116,14 @@ def _all_gates_of_a_row(  # type: ignore[no-untyped-def]
 def multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """Up to 16 rows by 16 units of all gates: sums (4, ..., 16) int32; of rows that wait, how many are passed then.
 
-    rows, more  (address, blocks), where the rows' first entries lie and where the others, maybe none
+    rows, more  (address, fours), where the rows' first entries lie and where the others, maybe none, and a row's length
     begin       (address, from gate to gate, from row to row), what sums begin with
     into        (address, from gate to gate), of the sums
     waiting, passed
                 for AMX: here none are passed
     ahead       (how far on weights lie that are wanted next, lines of each of their tiles to fetch for eight rows)
     """
-    (first, blocks), (second, more_blocks) = rows, more
+    (first, fours), (second, more_fours) = rows, more
     from_, from_stride, each = begin
     sums, stride = into
     far, lines = ahead
@@ -127,32 +133,31 @@ def multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead)
         start, end = from_ + row * each, sums + row * UNITS * 4
         wanted = far + row // _TOGETHER * lines * UNITS * 4
         _first_gates_of_rows(
-            own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride, wanted, lines
+            own, fours, other, more_fours, weight, start, from_stride, each, end, stride, wanted, lines
         )
-        _last_gates_of_rows(
-            own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride, wanted, lines
-        )
+        _last_gates_of_rows(own, fours, other, more_fours, weight, start, from_stride, each, end, stride, wanted, lines)
     for row in range(whole, count):
         own, other = first + row * BLOCK, second + row * BLOCK
         start, end = from_ + row * each, sums + row * UNITS * 4
-        _all_gates_of_a_row(own, blocks, other, more_blocks, weight, start, from_stride, each, end, stride)
+        _all_gates_of_a_row(own, fours, other, more_fours, weight, start, from_stride, each, end, stride)
     return passed
 
 
 @part
 def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
     """The same of 32 rows, in two tiles."""
-    (first, blocks), (second, more_blocks) = rows, more
+    (first, fours), (second, more_fours) = rows, more
     from_, from_stride, each = begin
     sums, stride = into
     far, lines = ahead
+    blocks, more_blocks = (fours + FOURS - 1) // FOURS, (more_fours + FOURS - 1) // FOURS
     for tile in range(2):
         own, other = first + tile * blocks * TILE, second + tile * more_blocks * TILE
         start, end = from_ + tile * ROWS * each, sums + tile * ROWS * UNITS * 4
         multiply_few(
-            (own, blocks),
+            (own, fours),
             ROWS,
-            (other, more_blocks),
+            (other, more_fours),
             weight,
             (start, from_stride, each),
             (end, stride),
