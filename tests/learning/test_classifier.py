@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ulmfit.config import ClassifierConfig, ClassifySettings, EncoderConfig, EncoderDropouts, TokenizerConfig
 from ulmfit.learning.classifier import FrozenEncoder, LabelledBatch, _classification_loss, class_weights
-from ulmfit.learning.reading import classify_documents, pool_documents
+from ulmfit.learning.reading import Lanes, classify_documents, pool_documents
 from ulmfit.models.classifier import Classifier, encode_documents
 from ulmfit.text.corpus import Corpus
 from ulmfit.text.tokenizer import train_tokenizer
@@ -124,8 +124,10 @@ def test_documents_are_classified_in_their_own_order_as_each_alone(model, direct
 def test_in_int8_each_thread_reads_documents_of_its_own_and_each_as_alone(
     monkeypatch, threads, model, direction, count
 ):
-    for name, value in {"LANES": 3, "SHORTEST": 2, "WINDOW_TOKENS": 4, "THREAD_DOCUMENTS": 2, "CHUNK": 9}.items():
-        monkeypatch.setattr(f"ulmfit.learning.reading.INT8_{name}", value)
+    lanes = Lanes(most=3, shortest=2, window_tokens=4)
+    small = {"BY_VNNI": lanes, "OTHERWISE": lanes, "INT8_THREAD_DOCUMENTS": 2, "INT8_CHUNK": 9}
+    for name, value in small.items():
+        monkeypatch.setattr(f"ulmfit.learning.reading.{name}", value)
     tokenizer = train_tokenizer(["a b c d e f g h"] * 2, config=TokenizerConfig(vocab_size=VOCABULARY))
     generator = np.random.default_rng(3)
     documents = [[2, *generator.integers(3, 15, size=size)] for size in generator.integers(0, 12, 20)]

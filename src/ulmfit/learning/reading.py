@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit.compute import cpu_has_tiles, in_threads
+from ulmfit.compute import cpu_has_tiles, cpu_reads_in_tiles, in_threads
 from ulmfit.config import Direction
 from ulmfit.learning.setting import on_device
 from ulmfit.models.classifier import Classifier, encode_documents
@@ -28,16 +28,28 @@ EVALUATION_TOKENS = {"cpu": 2**20, "cuda": 2**23}
 """and its tokens, padding included, at most; a window holds few of them"""
 GPU_WINDOW = 32
 """few steps, as many documents are read at once; where there are fewer, a GPU reads several windows together"""
-INT8_LANES = 256 if cpu_has_tiles() else 96
-"""documents that one thread reads at once in int8: by AMX fewer are multiplied more slowly, elsewhere they keep more
-lanes busy to the end"""
-INT8_SHORTEST, INT8_LONGEST, INT8_WINDOW_TOKENS = 8, 2**10, 2**11
-"""steps of a window in int8, and the tokens it holds if it can: the shorter, the less is padding and the less memory a
-long document takes"""
+INT8_LONGEST = 2**10
+"""steps of a window in int8, at most: the shorter, the less memory a long document takes"""
 INT8_THREAD_DOCUMENTS = 64
 """documents from which on each thread has its own in int8; of fewer, threads read layers side by side, as fast"""
 INT8_CHUNK = 4096
 """documents whose pooled outputs are held at once"""
+
+
+class Lanes(NamedTuple):
+    """How many documents one thread reads at once in int8, and in what windows."""
+
+    most: int
+    shortest: int
+    """steps of a window"""
+    window_tokens: int
+    """in a window, if it can be: the fewer, the less is padding"""
+
+
+BY_VNNI = Lanes(96, 8, 2**11)
+"""where few rows are multiplied as fast as many, and lanes that are fewer are busy for longer"""
+OTHERWISE = Lanes(256, 16, 2**12)
+"""where few are multiplied more slowly, and what is done around a window costs more beside the products"""
 
 
 def padded(batch: DocumentBatch, device: torch.device) -> Tensor:
@@ -170,7 +182,8 @@ def _pool_in_lanes(
     """
     pooled = torch.empty(len(places), 3 * encoder.output_size)
     threads = max(1, min(torch.get_num_threads(), len(places) // INT8_THREAD_DOCUMENTS))
-    lanes = min(INT8_LANES, -(-len(places) // threads))
+    setting = BY_VNNI if cpu_reads_in_tiles() and not cpu_has_tiles() else OTHERWISE
+    lanes = min(setting.most, -(-len(places) // threads))
     dealt, left = places[: threads * lanes], deque(places[threads * lanes :])
 
     def read(own: deque[int]) -> None:
@@ -187,9 +200,9 @@ def _pool_in_lanes(
                 weights,
                 take,
                 lanes=lanes,
-                shortest=INT8_SHORTEST,
+                shortest=setting.shortest,
                 longest=INT8_LONGEST,
-                window_tokens=INT8_WINDOW_TOKENS,
+                window_tokens=setting.window_tokens,
             ):
                 pooled[numbers] = rows
 
