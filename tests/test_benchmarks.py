@@ -266,6 +266,12 @@ def test_sides_of_a_training_step_are_given_the_same_sizes() -> None:
                 assert ours.sweep == theirs.sweep
 
 
+def test_a_work_beside_some_peers_has_our_side_and_theirs_alone() -> None:
+    (many,) = (work for work in cpu_works("", tiny=True) if work.name == "cpu-predict-many")
+    assert [task.side for task in many.beside(["sentence-transformers"]).tasks] == ["ulmfit", "sentence-transformers"]
+    assert many.beside({task.side for task in many.tasks}) == many
+
+
 def test_names_of_works_are_their_own() -> None:
     for works in (cpu_works("data", tiny=False), gpu_works(device="cuda", tiny=False)):
         names = [known.name for known in works]
