@@ -8,6 +8,7 @@ from ulmfit.models.cpu_products import (
     added,
     product_and_sum_by,
     product_by,
+    product_with,
     transposed,
     transposed_with_ones,
     weights_pack,
@@ -64,6 +65,7 @@ def test_products_by_a_weight_in_order_equal_the_formula(monkeypatch, packed, dt
         assert (found.double() - expected).abs().max() < tolerance * expected.abs().max()
 
     agree(product_by(weight)(factor), product)
+    agree(product_with(weight.t().contiguous())(factor), product)
     agree(product_by(weight, bias)(factor), product + bias.double())
     agree(product_and_sum_by(weight, bias)(factor, addend), product + addend.double() + bias.double())
     agree(product_and_sum_by(weight, None)(factor, addend), product + addend.double())

@@ -153,16 +153,23 @@ def _blocks(fours):  # type: ignore[no-untyped-def]
 
 
 @part
+def _pass_meanwhile(block, waiting, passed):  # type: ignore[no-untyped-def]
+    """Gates of two rows that wait, if there are any, beside every few blocks; how many rows are passed then."""
+    if block % _BLOCKS_A_PAIR == 0 and passed + 1 < waiting[COUNT]:
+        pass_two(waiting, passed)
+        passed += 2
+    return passed
+
+
+@part
 def _add_pair(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
-    """Add products of 32 rows with half of the gates; every few of them gates of two rows that wait are passed."""
+    """Add products of 32 rows with half of the gates, while gates of rows that wait are passed."""
     first, fours = rows
     blocks = _blocks(fours)
     for block in range(blocks):
         upper = first + block * TILE
         add_two_by_two(upper, upper + blocks * TILE, columns + block * 4 * TILE, BLOCK)
-        if block % _BLOCKS_A_PAIR == 0 and passed + 1 < waiting[COUNT]:
-            pass_two(waiting, passed)
-            passed += 2
+        passed = _pass_meanwhile(block, waiting, passed)
     return passed
 
 
@@ -173,9 +180,7 @@ def _add_few(rows, columns, waiting, passed):  # type: ignore[no-untyped-def]
     blocks = _blocks(fours)
     for block in range(blocks):
         add_one_by_four(first + block * TILE, columns + block * 4 * TILE, BLOCK)
-        if block % _BLOCKS_A_PAIR == 0 and passed + 1 < waiting[COUNT]:
-            pass_two(waiting, passed)
-            passed += 2
+        passed = _pass_meanwhile(block, waiting, passed)
     return passed
 
 

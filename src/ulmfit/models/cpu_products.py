@@ -70,6 +70,11 @@ def product_by(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor],
     return lambda rows: cast(Tensor, product(rows, packed, bias, "none", [], ""))
 
 
+def product_with(factor: Tensor) -> Callable[[Tensor], Tensor]:
+    """(rows, inputs) -> rows @ factor, the same of a row-major factor (inputs, outputs)."""
+    return product_by(transposed(factor)) if weights_pack(factor.dtype) else lambda rows: rows @ factor
+
+
 def product_and_sum_by(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
     """(rows, addend) -> rows @ weight.T + addend + bias; see `product_by`."""
     if not weights_pack(weight.dtype):

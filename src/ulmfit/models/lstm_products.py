@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulmfit.compute import cpu_kernels_can_be_made
-from ulmfit.models.cpu_products import added, product_and_sum_by, product_by, transposed, transposed_with_ones
+from ulmfit.models.cpu_products import (
+    added,
+    product_and_sum_by,
+    product_by,
+    product_with,
+    transposed,
+    transposed_with_ones,
+)
 
 LANES = 16
 """units that the gates' kernel works on at once"""
@@ -77,7 +84,7 @@ class SharedWeights:
     def product_to_inputs(self) -> Callable[[Tensor], Tensor]:
         """(rows, gates) -> gates @ input_weight."""
         if self._to_inputs is None:
-            self._to_inputs = product_by(transposed(self.input_weight.detach()))
+            self._to_inputs = product_with(self.input_weight.detach())
         return self._to_inputs
 
 

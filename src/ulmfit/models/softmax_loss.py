@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.models.bias_column import COLUMNS, with_ones
-from ulmfit.models.cpu_products import added, product_by, transpose_into, transposed
+from ulmfit.models.cpu_products import added, product_by, product_with, transpose_into, transposed
 from ulmfit.models.jobs import Job, evenly, run_jobs
 from ulmfit.models.softmax_kernel import losses_and_gradient
 
@@ -61,7 +61,7 @@ def _on_cpu(
     """
     (rows, size), classes = hidden.shape, len(weight)
     table = weight.to(hidden.dtype)
-    to_logits, to_hidden = product_by(table, bias.to(hidden.dtype)), product_by(transposed(table))
+    to_logits, to_hidden = product_by(table, bias.to(hidden.dtype)), product_with(table)
     inputs = with_ones(hidden)
     hidden_gradient = torch.empty_like(hidden) if with_hidden else None
     threads = min(MOST_THREADS, torch.get_num_threads())
