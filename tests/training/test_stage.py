@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from ulmfit.config import EncoderConfig, EncoderDropouts, LanguageModelConfig, OptimizerConfig, Phase
+from ulmfit.config import EncoderConfig, EncoderDropouts, LanguageModelConfig, OptimizerConfig, Phase, TuneConfig
 from ulmfit.errors import CheckpointError, OutputError, TrainingError
+from ulmfit.flags import with_settings
 from ulmfit.models.encoder import detach
 from ulmfit.models.language_model import LanguageModel
 from ulmfit.training import stage as stage_module
@@ -463,6 +464,11 @@ def spoil_at(epoch, step, how):
         return how(total) if (now_epoch, now_step) == (epoch, step) else total
 
     return spoil
+
+
+def test_what_an_error_advises_to_set_is_a_setting():
+    advice = stage_module._REMEDY.rpartition("--set ")[2]
+    assert with_settings(TuneConfig(), {}, (advice,)).run.precision == "float32"
 
 
 @pytest.mark.parametrize("how", [lambda total: total * math.inf, lambda total: total * math.nan], ids=["inf", "nan"])

@@ -27,7 +27,7 @@ from ulmfit.training.schedules import groups_of, schedule_of
 PROGRESS_SECONDS = 0.5
 SHARED_CLOCK_STEPS = 16
 """between two looks at the clock, where several processes must agree on when to save and so wait for each other"""
-_REMEDY = "try a lower rate, a smaller gradient clip or --set precision=float32"
+_REMEDY = "try a lower rate, a smaller gradient clip or --set run.precision=float32"
 
 
 @dataclass(frozen=True, slots=True)
