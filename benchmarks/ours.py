@@ -76,7 +76,7 @@ class GatedSetting(Setting):
                 profile=False,
             ) as known,
         ):
-            gate.facts["dtype"] = _name(known.dtype)
+            gate.facts["dtype"] = _name(known.learning_dtype)
             shared = {field.name: getattr(known, field.name) for field in fields(Setting)}
             yield cls(**shared, gate=gate, by_epoch="epochs" in settings)
 

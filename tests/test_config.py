@@ -193,6 +193,6 @@ def test_defaults_are_the_papers():
     assert (ClassifySettings().horizon, ClassifySettings().head_hidden_size) == (1400, 50)
 
 
-def test_to_learn_in_int8_is_refused():
-    with pytest.raises(ConfigError, match=r"setting 'precision' is 'int8'"):
-        RunConfig.parse({"precision": "int8"})
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match=r"setting 'precision' is 'int4'"):
+        RunConfig.parse({"precision": "int4"})

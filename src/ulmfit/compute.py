@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ulmfit.config import Precision, PredictionPrecision
+from ulmfit.config import Precision, PredictionPrecision, TrainingPrecision
 from ulmfit.errors import ConfigError
 
 Item = TypeVar("Item")
@@ -49,9 +49,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the device multiplies it natively, float32 elsewhere."""
-    if precision != "auto":
+def choose_dtype(precision: Precision | TrainingPrecision, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the device multiplies it natively, float32 elsewhere; so is what goes with int8."""
+    if precision not in ("auto", "int8"):
         return torch.float32 if precision == "float32" else torch.bfloat16
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -68,7 +68,7 @@ def choose_prediction_dtype(precision: PredictionPrecision, device: torch.device
     if precision == "int8":
         _check_int8(device)
         return torch.int8
-    if precision == "auto" and (_gpu_multiplies_int8(device) if device.type == "cuda" else _cpu_multiplies_int8()):
+    if precision == "auto" and (_gpu_multiplies_int8(device) if device.type == "cuda" else cpu_multiplies_int8()):
         return torch.int8
     return choose_dtype(precision, device)
 
@@ -110,7 +110,7 @@ def kernels_can_be_made() -> bool:
     return False
 
 
-def _cpu_multiplies_int8() -> bool:
+def cpu_multiplies_int8() -> bool:
     """AMX or AVX-512 VNNI, and a product that is right, which is private to PyTorch too."""
     return _int8_product_is_right() and _cpu_has(_AMX, _VNNI)
 

@@ -13,6 +13,7 @@ from ulmfit.errors import ConfigError
 Direction = Literal["forward", "backward"]
 Directions = Literal["forward", "backward", "both"]
 Precision = Literal["auto", "float32", "bfloat16"]
+TrainingPrecision = Literal["auto", "float32", "bfloat16", "int8"]
 PredictionPrecision = Literal["auto", "float32", "bfloat16", "int8"]
 PresetName = Literal["quick", "paper"]
 Storage = Literal["float32", "int8"]
@@ -217,7 +218,9 @@ class RunConfig(Config):
     direction: Directions = "forward"
     seed: int = Field(0, ge=0, lt=2**31)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    precision: Precision = Field("auto", description="compute dtype; weights are kept in float32")
+    precision: TrainingPrecision = Field(
+        "auto", description="what products are computed in; weights are kept in float32"
+    )
     checkpoint_minutes: float = Field(2.0, gt=0, description="time between checkpoints")
     storage: Storage = Field("float32", description="stored weights; int8 rows carry a scale")
 

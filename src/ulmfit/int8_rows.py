@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 INT8_PEAK = 127
+CODE_OF_ZERO = 128
+"""where integers are kept without a sign, each 128 more"""
 
 
 def quantise_rows(matrix: Tensor, *, least: Tensor | None = None) -> tuple[Tensor, Tensor]:

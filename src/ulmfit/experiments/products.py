@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ulmfit.baseline import train_baseline
 from ulmfit.bundle import CONFIG, ClassifierBundle, read_bundle_config
-from ulmfit.compute import choose_device, choose_dtype
+from ulmfit.compute import choose_device
 from ulmfit.config import ClassifyConfig, TuneConfig
 from ulmfit.errors import CheckpointError
 from ulmfit.experiments.tasks import Measure, Prepared
@@ -186,7 +186,6 @@ class Shelf:
             folder=RunFolder(self.folder),
             processes=ALONE,
             device=device,
-            dtype=choose_dtype(config.run.precision, device),
             resume=False,
             report=self.report,
             history=[],

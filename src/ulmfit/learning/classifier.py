@@ -72,7 +72,7 @@ def classifier_stage(
         optimizer=settings.optimizer,
         batches=_documents_on_device(batches, setting.device, setting.processes),
         steps=batches.steps,
-        loss=_classification_loss(model, settings, weights, setting.dtype, frozen, setting.processes),
+        loss=_classification_loss(model, settings, weights, setting.learning_dtype, frozen, setting.processes),
         evaluate=_classifier_evaluation(
             setting, model, source.valid_corpus, source.valid_documents, direction, source.tokenizer
         ),

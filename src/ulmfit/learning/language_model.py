@@ -197,7 +197,7 @@ def language_model_stage(
         optimizer=training.optimizer,
         batches=_windows_on_device(windows, streams, setting.device),
         steps=windows.steps,
-        loss=_language_model_loss(model, training, setting.dtype, share),
+        loss=_language_model_loss(model, training, setting.learning_dtype, share),
         evaluate=source.evaluation(setting, model, direction),
         patience=training.patience,
         seed=setting.run.seed,

@@ -20,6 +20,7 @@ from ulmfit.compute import choose_dtype, hardware, memory_kept
 from ulmfit.config import ClassifyConfig, Config, PretrainConfig, RunConfig, TrainConfig, TuneConfig
 from ulmfit.curves import CURVE, can_draw, draw_perplexity
 from ulmfit.models.encoder import LayerGroup
+from ulmfit.models.int8_products import choose_learning_dtype
 from ulmfit.run_folder import PROFILE, RunFolder, open_run
 from ulmfit.text.corpus import Corpus, build_corpus
 from ulmfit.text.parts import locked
@@ -41,7 +42,6 @@ class Setting:
     folder: RunFolder
     processes: Processes
     device: torch.device
-    dtype: torch.dtype
     resume: bool
     report: Report
     history: list[dict[str, Any]]
@@ -50,6 +50,16 @@ class Setting:
     """seconds of every stage by what they went to, where that was asked for: what profile.json holds"""
     corpora: Path | None = None
     """a folder in which many runs keep tokenised text and vocabularies, each made once; None: in the run's own"""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What texts are read in to measure."""
+        return choose_dtype(self.run.precision, self.device)
+
+    @property
+    def learning_dtype(self) -> torch.dtype:
+        """What losses are asked to compute in; of int8 that is what products are in."""
+        return choose_learning_dtype(self.run.precision, self.device)
 
     def place(self, name: str, paths: Sequence[Path], **made_with: str | None) -> Path:
         """Where what is made of these files lies: in the run's folder, or under its origin where runs share it.
@@ -174,7 +184,6 @@ def open_setting(
             folder=folder,
             processes=processes,
             device=device,
-            dtype=choose_dtype(config.run.precision, device),
             resume=resume,
             report=report if processes.leads else silent,
             history=[],
@@ -219,7 +228,7 @@ def identity(setting: Setting, config: Config, corpus: Corpus) -> dict[str, Any]
     return {
         "settings": config.model_dump_json(),
         "corpus": corpus.fingerprint,
-        "compute dtype": str(setting.dtype),
+        "compute dtype": str(setting.learning_dtype),
     }
 
 
@@ -236,7 +245,7 @@ def run_facts(setting: Setting, stage: str, *, base: str | None, corpus: Corpus,
         "stage": stage,
         "base": base,
         "data": {"documents": len(corpus), **data},
-        "training": {"seed": setting.run.seed, "compute dtype": str(setting.dtype).removeprefix("torch.")},
+        "training": {"seed": setting.run.seed, "compute dtype": str(setting.learning_dtype).removeprefix("torch.")},
         "results": results,
         "hardware": {**hardware(setting.device), "processes": setting.processes.size},
         "history": list(setting.history),

@@ -66,8 +66,9 @@ class AwdLstm(nn.Module):
 
     def prepare(self, dtype: torch.dtype) -> AnyWeights:
         """Cast every layer once and drop hidden-to-hidden weights: one mask a step (Merity et al. 2017, section 2)."""
-        in_int8 = dtype == torch.int8
-        assert not (in_int8 and self.training), "int8 is for prediction"
+        by_int8 = dtype == torch.int8 and self.training
+        in_int8 = dtype == torch.int8 and not self.training
+        dtype = torch.bfloat16 if by_int8 else dtype
         layers = []
         streams = LayerStreams(len(self.lstms), self.embedding.weight.device)
         for depth, layer in enumerate(self.lstms):
@@ -89,7 +90,7 @@ class AwdLstm(nn.Module):
             )
         sparse = self.embedding.sparse and torch.is_grad_enabled()
         table = SharedTable(self.embedding.weight) if sparse else None
-        return AwdLstmWeights(dtype, tuple(map(for_one_step, layers)), table, streams)
+        return AwdLstmWeights(dtype, tuple(for_one_step(layer, in_int8=by_int8) for layer in layers), table, streams)
 
     def forward(
         self,

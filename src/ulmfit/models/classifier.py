@@ -129,11 +129,13 @@ def encode_documents(
     edges = {window * first for first in first_with_gradient.tolist()}
     on_device = sizes.to(device, non_blocking=True)
     weights = weights or encoder.prepare(dtype)
-    decoder = None if decoder_bias is None else (encoder.embedding.weight.to(dtype), decoder_bias.to(dtype))
+    own = torch.bfloat16 if dtype == torch.int8 else dtype
+    decoder = None if decoder_bias is None else (encoder.embedding.weight.to(own), decoder_bias.to(own))
     pool = ConcatPool(on_device, size=encoder.output_size)
     state: State | None = None
     auxiliary, predicted = torch.zeros((), device=device), 0
-    most = INT8_BLOCK_STEPS if dtype == torch.int8 else BLOCK_STEPS.get(device.type, 1)
+    predicts = dtype == torch.int8 and not torch.is_grad_enabled()
+    most = INT8_BLOCK_STEPS if predicts else BLOCK_STEPS.get(device.type, 1)
     for start, end, rows in _blocks(sizes, window, most, edges=edges, device=device):
         constant = int((window * first_with_gradient[:rows] > start).sum())
         if state is not None and state[0].shape[1] != rows:

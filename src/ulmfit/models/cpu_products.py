@@ -9,7 +9,7 @@ order once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ _ROWS_AT_ONCE = 128
 """of a matrix that is transposed"""
 _ADDED_AT_ONCE = 2**18
 """entries of a sum"""
+
+
+def as_integers(tensor: Tensor) -> Any:
+    """A tensor of bfloat16 for NumPy, which has no such numbers."""
+    return tensor.view(torch.int16).numpy()
 
 
 def transpose_into(out: Tensor, matrix: Tensor) -> Tensor:

@@ -39,13 +39,16 @@ class Encoder(Protocol):
     def prepare(self, dtype: torch.dtype) -> Any:
         """The weights of one step: cast to the compute dtype, dropped out once, shared by the step's windows.
 
-        int8 is asked for to predict; an encoder that has no path in it may answer with weights in another dtype.
+        int8 is asked for to predict, and while training to learn by products in it, with all else in bfloat16; an
+        encoder that has no path in it may answer with weights in another dtype.
         """
 
     def __call__(
         self, tokens: Tensor, state: State | None, weights: Any, *, window: int | None = None
     ) -> tuple[Tensor, State]:
-        """Outputs (time, batch, output_size) in the compute dtype, for int8 in float32, and the state at the end.
+        """Outputs (time, batch, output_size) in the compute dtype, and the state at the end.
+
+        For int8 they are in float32, or in bfloat16 where it learns.
 
         With `window`, as if called for one window of so many steps after another: what is drawn at random for a call
         is drawn for each window.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ulmfit.int8_rows import CODE_OF_ZERO, INT8_PEAK
 from ulmfit.models.compiled import intrinsic, kernel, signature
 from ulmfit.models.vectors import (
     LANES,
@@ -40,12 +41,15 @@ def _reciprocals(one: Vector, other: Vector) -> tuple[Vector, Vector]:
     return both * other, both * one
 
 
-def _forward(build: Any, operands: Any, count: int) -> None:
-    sums, kept, stride, before, after, hidden = operands
-    powers = [
-        (load_bfloat16(build, moved(build, sums, gate, stride), count) * (scale * _TO_POWERS)).power_of_two()
-        for gate, scale in enumerate((1, 1, 2, 1))
-    ]
+def forward(build: Any, operands: Any, count: int) -> None:
+    """With two more operands, sums are of two parts, and hidden vectors are written as codes too."""
+    sums, kept, stride, before, after, hidden, *in_int8 = operands
+    powers = []
+    for gate, scale in enumerate((1, 1, 2, 1)):
+        total = load_bfloat16(build, moved(build, sums, gate, stride), count)
+        if in_int8:
+            total = total + load_bfloat16(build, moved(build, in_int8[0], gate, stride), count)
+        powers.append((total * (scale * _TO_POWERS)).power_of_two())
     entry, forget = _reciprocals(powers[0] + 1, powers[1] + 1)
     candidate, exit_ = _reciprocals(powers[2] + 1, powers[3] + 1)
     candidate = candidate * (1 - powers[2])
@@ -53,36 +57,46 @@ def _forward(build: Any, operands: Any, count: int) -> None:
         store_bfloat16(values, moved(build, kept, gate, stride))
     cell = load_floats(build, before, count) * forget + entry * candidate
     store(build, cell.value, after)
-    store_bfloat16(_tanh(cell) * exit_, hidden)
+    value = _tanh(cell) * exit_
+    store_bfloat16(value, hidden)
+    if in_int8:
+        store(build, (value * INT8_PEAK).nearest_byte(CODE_OF_ZERO), in_int8[1])
 
 
 def _backward(build: Any, operands: Any, count: int) -> None:
     gates, stride, before, after, to_hidden, to_cell = operands
+    arriving = load_bfloat16(build, to_hidden, count)
+    for gate, gradient in enumerate(gradients(build, gates, stride, before, after, arriving, to_cell)):
+        store_bfloat16(gradient, moved(build, gates, gate, stride))
+
+
+def gradients(
+    build: Any, gates: Any, stride: Any, before: Any, after: Any, arriving: Vector, to_cell: Any
+) -> tuple[Vector, ...]:
+    """Of what goes into the four gates; the gradient of the cell is moved on a step."""
+    count = arriving.count
     entry, forget, candidate, exit_ = (
         load_bfloat16(build, moved(build, gates, gate, stride), count) for gate in range(GATES)
     )
     squashed = _tanh(load_floats(build, after, count))
-    arriving = load_bfloat16(build, to_hidden, count)
     of_cell = load_floats(build, to_cell, count) + arriving * exit_ * (1 - squashed * squashed)
     store(build, (of_cell * forget).value, to_cell)
-    gradients = (
+    return (
         of_cell * candidate * entry * (1 - entry),
         of_cell * load_floats(build, before, count) * forget * (1 - forget),
         of_cell * entry * (1 - candidate * candidate),
         arriving * squashed * exit_ * (1 - exit_),
     )
-    for gate, gradient in enumerate(gradients):
-        store_bfloat16(gradient, moved(build, gates, gate, stride))
 
 
 @intrinsic
 def _forward_some(typing, sums, kept, stride, before, after, hidden):  # type: ignore[no-untyped-def]
-    return signature(6, functools.partial(_forward, count=LANES))
+    return signature(6, functools.partial(forward, count=LANES))
 
 
 @intrinsic
 def _forward_many(typing, sums, kept, stride, before, after, hidden):  # type: ignore[no-untyped-def]
-    return signature(6, functools.partial(_forward, count=2 * LANES))
+    return signature(6, functools.partial(forward, count=2 * LANES))
 
 
 @intrinsic

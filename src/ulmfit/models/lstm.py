@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.models.bias_column import with_bias, with_ones
+from ulmfit.models.lstm_int8_products import Int8SharedWeights, int8_serves
 from ulmfit.models.lstm_kernel import lstm_by_kernel, suits
 from ulmfit.models.lstm_products import LstmWeights, SharedWeights
 from ulmfit.models.lstm_stack import lstm_by_products
@@ -53,10 +54,15 @@ def launches_once(batch: int, hidden: int, dtype: torch.dtype, device: torch.dev
     return dtype == torch.bfloat16 and suits(batch, hidden, device)
 
 
-def for_one_step(weights: LstmWeights) -> LstmWeights | SharedWeights:
-    """The weights made ready for all windows that a training step reads, on the kernel that `lstm` would choose."""
+def for_one_step(weights: LstmWeights, *, in_int8: bool = False) -> LstmWeights | SharedWeights:
+    """The weights made ready for all windows that a training step reads, on the kernel that `lstm` would choose.
+
+    Or, where they serve, for products in int8.
+    """
     tensor = weights.hidden_weight
     on_products = torch.is_grad_enabled() and tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
+    if on_products and in_int8 and int8_serves(weights):
+        return Int8SharedWeights(weights)
     return SharedWeights(weights) if on_products else weights
 
 

@@ -7,6 +7,7 @@ oneDNN's own layer runs as fast forward; its backward pass takes about four time
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulmfit.compute import cpu_kernels_can_be_made
+from ulmfit.models.bias_column import COLUMNS
 from ulmfit.models.cpu_products import (
     added,
+    as_integers,
     product_and_sum_by,
     product_by,
     product_with,
@@ -55,13 +58,17 @@ class SharedWeights:
     def __init__(self, weights: LstmWeights) -> None:
         self.bias = weights.input_bias + weights.hidden_bias
         self.input_weight, self.hidden_weight = weights.input_weight, weights.hidden_weight
-        self.gradients = Gradients()
+        self.gradients = self.made_gradients()
         self.link = _Gather.apply(self.gradients, self.input_weight, self.hidden_weight, self.bias)  # type: ignore[no-untyped-call]
         """() zero, by which autograd knows which windows the gradients of the weights wait for"""
         self._inputs: Callable[[Tensor], Tensor] | None = None
         self._forward: Product | None = None
         self._backward: Product | None = None
         self._to_inputs: Callable[[Tensor], Tensor] | None = None
+
+    def made_gradients(self) -> Gradients:
+        """Sums of what windows leave."""
+        return Gradients()
 
     def input_product(self) -> Callable[[Tensor], Tensor]:
         """(rows, inputs) -> inputs @ input_weight.T."""
@@ -87,6 +94,76 @@ class SharedWeights:
             self._to_inputs = product_with(self.input_weight.detach())
         return self._to_inputs
 
+    def ready_to_read(self, *, bound: float | None) -> None:
+        """Put in order what `read` multiplies by."""
+        self.input_product()
+        self.forward_product()
+
+    def read(self, inputs: Tensor, hiddens: Tensor, cells: Tensor, *, bound: float | None, kept: Tensor | None) -> None:
+        """Some steps of inputs (time, batch, size), none of them beyond the bound; the rest is `through_time`'s."""
+        gates = self.input_product()(inputs.flatten(0, 1)).view(*inputs.shape[:2], -1)
+        through_time(hiddens, cells, gates, self.forward_product(), kept=kept)
+
+    def way_back(self, trace: Trace, hidden_gradient: Tensor, cell_gradient: Tensor) -> WayBack:
+        """Begun from the gradients of the last state, (batch, hidden)."""
+        return WayBack(self, trace, hidden_gradient, cell_gradient)
+
+
+class Trace(NamedTuple):
+    """What a layer has left of a window, for the way back."""
+
+    inputs: Tensor
+    """(time, batch, inputs)"""
+    gates: Tensor
+    """(time, batch, 4 * hidden); the way back may use the memory up"""
+    hiddens: Tensor
+    """(time + 1, batch, hidden), the first before the window"""
+    cells: Tensor
+    """the same in float32 at least"""
+
+
+class WayBack:
+    """A layer on its way back through a window, some steps at a time, from the last."""
+
+    def __init__(self, weights: SharedWeights, trace: Trace, hidden_gradient: Tensor, cell_gradient: Tensor) -> None:
+        self.weights, self.trace = weights, trace
+        self.hidden_gradient, self.cell_gradient = hidden_gradient, cell_gradient
+        """of the state before the steps that are done, (batch, hidden)"""
+
+    def ready(self, *, to_inputs: bool) -> None:
+        """Put the weights in order."""
+        self.weights.backward_product()
+        if to_inputs:
+            self.weights.product_to_inputs()
+
+    def run(self, start: int, end: int, arriving: Tensor) -> None:
+        """Go back over some steps, from the gradient of their outputs, (time, batch, hidden)."""
+        self.hidden_gradient = back_through_time(
+            arriving,
+            self.hidden_gradient,
+            self.cell_gradient,
+            self.weights.backward_product(),
+            self.trace.gates[start:end],
+            self.trace.cells[start : end + 1],
+        )
+
+    def of_state(self) -> Tensor:
+        """The gradient of the hidden state before all steps, (batch, hidden)."""
+        return self.hidden_gradient
+
+    def to_inputs(self, start: int, end: int) -> Tensor:
+        """The gradient of what these steps read, (rows, inputs)."""
+        return self.weights.product_to_inputs()(self.trace.gates[start:end].flatten(0, 1))
+
+    def sums(self) -> list[tuple[Callable[[], None], int]]:
+        """What gives the weights their gradients when all steps are done, and the size of what goes into each."""
+        sums, gates = self.weights.gradients, self.trace.gates.flatten(0, 1)
+        inputs, hidden = self.trace.inputs.flatten(0, 1), self.trace.hiddens[:-1].flatten(0, 1)
+        return [
+            (functools.partial(sums.add_inputs, gates, inputs), inputs.shape[1]),
+            (functools.partial(sums.add_hidden, gates, hidden), hidden.shape[1]),
+        ]
+
 
 class Gradients:
     """Sums over a step's windows: (inputs + 8, 4 * hidden) and (hidden, 4 * hidden), the first's next rows the bias."""
@@ -94,6 +171,17 @@ class Gradients:
     def __init__(self) -> None:
         self.of_inputs: Tensor | None = None
         self.of_hidden: Tensor | None = None
+
+    def taken(self, dtype: torch.dtype, *, inputs: bool, hidden: bool, bias: bool) -> list[Tensor | None]:
+        """Those asked for, of a layer's two weights and bias; nothing is left here."""
+        of_inputs, of_hidden = self.of_inputs, self.of_hidden
+        self.of_inputs = self.of_hidden = None
+        assert of_inputs is not None and of_hidden is not None
+        return [
+            transposed(of_inputs[:-COLUMNS].to(dtype)) if inputs else None,
+            transposed(of_hidden.to(dtype)) if hidden else None,
+            of_inputs[-1].to(dtype) if bias else None,
+        ]
 
     def add_inputs(self, gates: Tensor, inputs: Tensor) -> None:
         """A window's gradients of its gates (rows, 4 * hidden), and its inputs (rows, size)."""
@@ -109,22 +197,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gradients: Gradients, input_weight: Tensor, hidden_weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.gradients, ctx.inputs = gradients, input_weight.shape[1]
-        ctx.dtype = input_weight.dtype
+        ctx.gradients, ctx.dtype = gradients, input_weight.dtype
         return input_weight.new_zeros(())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        of_inputs, of_hidden = ctx.gradients.of_inputs, ctx.gradients.of_hidden
         _, with_inputs, with_hidden, with_bias = ctx.needs_input_grad
-        ctx.gradients.of_inputs = ctx.gradients.of_hidden = None
-        return (
-            None,
-            transposed(of_inputs[: ctx.inputs].to(ctx.dtype)) if with_inputs else None,
-            transposed(of_hidden.to(ctx.dtype)) if with_hidden else None,
-            of_inputs[-1].to(ctx.dtype) if with_bias else None,
-        )
+        return None, *ctx.gradients.taken(ctx.dtype, inputs=with_inputs, hidden=with_hidden, bias=with_bias)
 
 
 def through_time(hiddens: Tensor, cells: Tensor, gates: Tensor, recurrent: Product, *, kept: Tensor | None) -> None:
@@ -202,20 +282,15 @@ def _kernel_serves(gates: Tensor, cells: Tensor) -> bool:
     return gates.dtype == torch.bfloat16 and cells.shape[2] % LANES == 0 and cpu_kernels_can_be_made()
 
 
-def _as_integers(tensor: Tensor) -> Any:
-    """A tensor of bfloat16 for NumPy, which has no such numbers."""
-    return tensor.view(torch.int16).numpy()
-
-
 def _through_time_by_kernel(
     hiddens: Tensor, cells: Tensor, gates: Tensor, recurrent: Product, kept: Tensor | None
 ) -> None:
     from ulmfit.models.gate_kernel import pass_gates  # Numba is for those who need it
 
-    hidden_of, of_hiddens, of_cells = hiddens.unbind(), _as_integers(hiddens), cells.numpy()
-    kept_of = None if kept is None else _as_integers(kept)
+    hidden_of, of_hiddens, of_cells = hiddens.unbind(), as_integers(hiddens), cells.numpy()
+    kept_of = None if kept is None else as_integers(kept)
     for step, gate in enumerate(gates.unbind()):
-        sums = _as_integers(recurrent(hidden_of[step], gate))
+        sums = as_integers(recurrent(hidden_of[step], gate))
         pass_gates(sums, sums if kept_of is None else kept_of[step], of_cells, of_hiddens, step)
 
 
@@ -231,9 +306,9 @@ def _back_by_kernel(
 
     addend = [torch.zeros_like(hidden_gradient), *outputs_gradient.contiguous().unbind()]
     hidden_gradient = hidden_gradient + addend[-1]
-    gate_of, of_gates, of_cells, to_cell = gates.unbind(), _as_integers(gates), cells.numpy(), cell_gradient.numpy()
+    gate_of, of_gates, of_cells, to_cell = gates.unbind(), as_integers(gates), cells.numpy(), cell_gradient.numpy()
     for step in range(len(gate_of) - 1, -1, -1):
-        gradients_of_gates(of_gates, of_cells, _as_integers(hidden_gradient), to_cell, step)
+        gradients_of_gates(of_gates, of_cells, as_integers(hidden_gradient), to_cell, step)
         hidden_gradient = recurrent(gate_of[step], addend[step])
     return hidden_gradient
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ulmfit.models.jobs import Job, evenly, run_jobs, waves
-from ulmfit.models.lstm_products import LstmWeights, SharedWeights, back_through_time, through_time
+from ulmfit.models.lstm_products import LstmWeights, SharedWeights, Trace, WayBack
 
 BLOCK_ROWS = 640
 """rows that the time steps of one job hold, at most: products gain little from more"""
@@ -80,60 +80,39 @@ class _Plan(NamedTuple):
         return mask[torch.arange(start, end).div_(self.window, rounding_mode="floor")]
 
 
-@dataclass(slots=True)
 class _Forward:
     """A layer on its way through the steps."""
 
-    plan: _Plan
-    depth: int
-    inputs: Tensor
-    """(time, batch, inputs), masked; filled block by block where there is a mask"""
-    below: Tensor | None
-    """(time, batch, inputs), what is to be masked"""
-    gates: Tensor | None
-    """(time, batch, 4 * hidden), kept where this layer or one below it learns"""
-    hiddens: Tensor
-    """(time + 1, batch, hidden), the first from the state"""
-    cells: Tensor
-    """the same in float32 at least"""
-
-    @classmethod
-    def begun(cls, plan: _Plan, depth: int, read: Tensor, state: Sequence[Tensor], *, learns: bool) -> _Forward:
+    def __init__(
+        self, plan: _Plan, depth: int, read: Tensor, state: Sequence[Tensor], *, bound: float | None, learns: bool
+    ) -> None:
         time, batch, _ = read.shape
         size = plan.layers[depth].hidden_weight.shape[1]
-        hiddens = read.new_empty(time + 1, batch, size)
-        cells = read.new_empty(time + 1, batch, size, dtype=torch.promote_types(read.dtype, torch.float32))
-        hiddens[0], cells[0] = state
+        self.plan, self.depth, self.bound = plan, depth, bound
         masked = plan.masks[depth] is not None
-        return cls(
-            plan,
-            depth,
-            torch.empty_like(read) if masked else read,
-            read if masked else None,
-            read.new_empty(time, batch, 4 * size) if learns else None,
-            hiddens,
-            cells,
-        )
+        self.below = read if masked else None
+        """(time, batch, inputs), what is to be masked"""
+        self.inputs = torch.empty_like(read) if masked else read
+        """the same masked; filled block by block where there is a mask"""
+        self.gates = read.new_empty(time, batch, 4 * size) if learns else None
+        """kept where this layer or one below it learns"""
+        self.hiddens = read.new_empty(time + 1, batch, size)
+        self.cells = read.new_empty(time + 1, batch, size, dtype=torch.promote_types(read.dtype, torch.float32))
+        self.hiddens[0], self.cells[0] = state
 
     def ready(self) -> None:
         """Put the weights in order."""
-        self.plan.layers[self.depth].input_product()
-        self.plan.layers[self.depth].forward_product()
+        self.plan.layers[self.depth].ready_to_read(bound=self.bound)
 
     def run(self, start: int, end: int) -> None:
         """Read some steps."""
-        weights = self.plan.layers[self.depth]
         inputs = self.inputs[start:end]
         mask = self.plan.mask(self.depth, start, end)
         if mask is not None and self.below is not None:
             torch.mul(self.below[start:end], mask, out=inputs)
-        through_time(
-            self.hiddens[start : end + 1],
-            self.cells[start : end + 1],
-            weights.input_product()(inputs.flatten(0, 1)).view(end - start, inputs.shape[1], -1),
-            weights.forward_product(),
-            kept=None if self.gates is None else self.gates[start:end],
-        )
+        kept = None if self.gates is None else self.gates[start:end]
+        hiddens, cells = self.hiddens[start : end + 1], self.cells[start : end + 1]
+        self.plan.layers[self.depth].read(inputs, hiddens, cells, bound=self.bound, kept=kept)
 
 
 @dataclass(slots=True)
@@ -142,50 +121,29 @@ class _Backward:
 
     plan: _Plan
     depth: int
-    inputs: Tensor
-    gates: Tensor
-    """whose gradients take their place, so what is kept for the way back is used up by it"""
-    hiddens: Tensor
-    cells: Tensor
+    way: WayBack
     arriving: Tensor
     """(time, batch, hidden), the gradient of the outputs; filled block by block by the layer above"""
-    hidden_gradient: Tensor
-    cell_gradient: Tensor
     passed: Tensor | None
     """(time, batch, inputs), the gradient of what was read, where it is wanted"""
 
-    def run(self, start: int, end: int) -> None:
-        """Go back over some steps."""
-        weights = self.plan.layers[self.depth]
-        gates = self.gates[start:end]
-        self.hidden_gradient = back_through_time(
-            self.arriving[start:end],
-            self.hidden_gradient,
-            self.cell_gradient,
-            weights.backward_product(),
-            gates,
-            self.cells[start : end + 1],
-        )
-        if self.passed is not None:
-            passed = self.passed[start:end]
-            gradient = weights.product_to_inputs()(gates.flatten(0, 1)).view_as(passed)
-            mask = self.plan.mask(self.depth, start, end)
-            passed.copy_(gradient) if mask is None else torch.mul(gradient, mask, out=passed)
+    @property
+    def inputs(self) -> Tensor:
+        """(time, batch, inputs)."""
+        return self.way.trace.inputs
 
     def ready(self) -> None:
         """Put the weights in order."""
-        self.plan.layers[self.depth].backward_product()
-        if self.passed is not None:
-            self.plan.layers[self.depth].product_to_inputs()
+        self.way.ready(to_inputs=self.passed is not None)
 
-    def sums(self) -> list[tuple[Callable[[], None], int]]:
-        """What gives the weights their gradients when all steps are done, and the size of what goes into each."""
-        sums, gates = self.plan.layers[self.depth].gradients, self.gates.flatten(0, 1)
-        inputs, hidden = self.inputs.flatten(0, 1), self.hiddens[:-1].flatten(0, 1)
-        return [
-            (functools.partial(sums.add_inputs, gates, inputs), inputs.shape[1]),
-            (functools.partial(sums.add_hidden, gates, hidden), hidden.shape[1]),
-        ]
+    def run(self, start: int, end: int) -> None:
+        """Go back over some steps."""
+        self.way.run(start, end, self.arriving[start:end])
+        if self.passed is not None:
+            passed = self.passed[start:end]
+            gradient = self.way.to_inputs(start, end).view_as(passed)
+            mask = self.plan.mask(self.depth, start, end)
+            passed.copy_(gradient) if mask is None else torch.mul(gradient, mask, out=passed)
 
 
 class _Stack(torch.autograd.Function):
@@ -201,7 +159,8 @@ class _Stack(torch.autograd.Function):
             learning = learning or links[depth] or any(needs[own])
             first = min(first, depth) if learning else first
             read = runs[-1].hiddens[1:] if runs else inputs
-            runs.append(_Forward.begun(plan, depth, read, others[:state][own], learns=learning))
+            bound = _bound(plan.masks[depth]) if runs else None
+            runs.append(_Forward(plan, depth, read, others[:state][own], bound=bound, learns=learning))
         blocks = _blocks(*inputs.shape[:2])
         _run(plan, _wave(plan, runs, blocks))
         end = [
@@ -222,25 +181,31 @@ class _Stack(torch.autograd.Function):
         runs: list[_Backward] = []
         arriving: Tensor | None = gradients[0].contiguous()
         for depth in reversed(range(first, depths)):
-            inputs, gates, hiddens, cells = saved[4 * (depth - first) :][:4]
+            trace = Trace(*saved[4 * (depth - first) :][:4])
             hidden, cell = gradients[1 + 2 * depth : 3 + 2 * depth]
-            passed = torch.empty_like(inputs) if depth > first or to_inputs else None
+            passed = torch.empty_like(trace.inputs) if depth > first or to_inputs else None
             assert arriving is not None
-            cell = cell.to(cells.dtype, copy=True)
-            runs.append(_Backward(plan, depth, inputs, gates, hiddens, cells, arriving, hidden, cell, passed))
+            way = plan.layers[depth].way_back(trace, hidden, cell.to(trace.cells.dtype, copy=True))
+            runs.append(_Backward(plan, depth, way, arriving, passed))
             arriving = passed
-        blocks = _blocks(*runs[0].gates.shape[:2])[::-1]
+        blocks = _blocks(*runs[0].inputs.shape[:2])[::-1]
         jobs = _wave(plan, runs, blocks)
         for place, run in enumerate(runs, 1):
             if needs[2 * depths + run.depth]:
                 last = place * (len(blocks) + 1) - 1
-                jobs += [Job(work, (last,), run.gates.numel() * size) for work, size in run.sums()]
+                products = run.way.trace.gates.numel()
+                jobs += [Job(work, (last,), products * size) for work, size in run.way.sums()]
         _run(plan, jobs)
-        ends = {run.depth: (run.hidden_gradient, run.cell_gradient.to(run.inputs.dtype)) for run in runs}
+        ends = {run.depth: (run.way.of_state(), run.way.cell_gradient.to(run.inputs.dtype)) for run in runs}
         to_state = [tensor for depth in range(depths) for tensor in ends.get(depth, (None, None))]
         of_state = [tensor if needed else None for tensor, needed in zip(to_state, needs[: 2 * depths], strict=True)]
         of_links = [gradients[0].new_zeros(()) if needed else None for needed in needs[2 * depths :]]
         return None, arriving if to_inputs else None, *of_state, *of_links
+
+
+def _bound(mask: Tensor | None) -> float:
+    """That no input of a layer above another exceeds: hidden vectors are within 1."""
+    return 1.0 if mask is None else max(1.0, float(mask.max()))
 
 
 def _blocks(time: int, batch: int) -> list[tuple[int, int]]:

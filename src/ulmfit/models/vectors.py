@@ -120,6 +120,14 @@ class Vector:
         beyond = self.builder.fcmp_ordered(">", other.value, self.value)
         return Vector(self.builder, self.builder.select(beyond, other.value, self.value))
 
+    def size(self) -> Vector:
+        """Each without its sign."""
+        return self.greater(0 - self)
+
+    def within(self, bound: float) -> Vector:
+        """What is beyond the bound, or below its negative, as that."""
+        return self._limited("<", -bound)._limited(">", bound)
+
     def numbers(self) -> list[Any]:
         """Each by itself."""
         return [
@@ -177,6 +185,11 @@ def load(builder: Any, address: Any, kind: Any) -> Any:
 def load_floats(builder: Any, address: Any, count: int = LANES) -> Vector:
     """So many float32."""
     return Vector(builder, load(builder, address, _floats(count)))
+
+
+def load_everywhere(builder: Any, address: Any, count: int = LANES) -> Vector:
+    """One float32 in every lane."""
+    return spread(builder, load_floats(builder, address, 1).value).repeated(count // LANES)
 
 
 def load_ints(builder: Any, address: Any, count: int = LANES) -> Vector:
