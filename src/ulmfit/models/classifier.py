@@ -152,7 +152,7 @@ def encode_documents(
         if decoder is not None and constant < rows:
             targets, count = _next_tokens(tokens, sizes, start=start, end=end, rows=rows, skip=constant)
             hidden = outputs[: len(targets), constant:].flatten(0, 1)
-            auxiliary = auxiliary + linear_cross_entropy(hidden, *decoder, targets.flatten())
+            auxiliary = auxiliary + linear_cross_entropy(hidden, *decoder, targets.flatten(), drawn=dtype == torch.int8)
             predicted += count
     pooled = pool.result()
     return Encoded(pooled if sorted_already else pooled[torch.argsort(order).to(device)], auxiliary, predicted)

@@ -57,7 +57,11 @@ class LanguageModel(nn.Module):
         raw, after = self.encoder(tokens, state, self.encoder.prepare(dtype))
         outputs = locked_dropout(raw, self.config.output_dropout, training=self.training)
         cross_entropy = linear_cross_entropy(
-            outputs.flatten(0, 1), self.decoder_weight, self.decoder_bias, targets.flatten()
+            outputs.flatten(0, 1),
+            self.decoder_weight,
+            self.decoder_bias,
+            targets.flatten(),
+            drawn=dtype == torch.int8,
         )
         total = cross_entropy / targets.numel()
         if activation_regularisation:

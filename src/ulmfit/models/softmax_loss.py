@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ulmfit.models.bias_column import COLUMNS, with_ones
 from ulmfit.models.cpu_products import added, product_by, product_with, transpose_into, transposed
+from ulmfit.models.drawn_softmax import drawn_cross_entropy, draws_serve
 from ulmfit.models.jobs import Job, evenly, run_jobs
 from ulmfit.models.softmax_kernel import losses_and_gradient
 
@@ -25,16 +26,21 @@ MOST_THREADS = 4
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-        with_hidden, with_weight, with_bias, _ = ctx.needs_input_grad
-        kernel = _on_cpu if hidden.device.type == "cpu" else _on_gpu
-        total, *ctx.gradients = kernel(hidden, weight, bias, targets, with_hidden, with_weight or with_bias)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, drawn: bool) -> Tensor:
+        with_hidden, with_weight, with_bias, *_ = ctx.needs_input_grad
+        if drawn and draws_serve(hidden, len(weight)):
+            threads = min(MOST_THREADS, torch.get_num_threads())
+            found = drawn_cross_entropy(hidden, weight, bias, targets, threads=threads)
+            total, *ctx.gradients = found
+        else:
+            kernel = _on_cpu if hidden.device.type == "cpu" else _on_gpu
+            total, *ctx.gradients = kernel(hidden, weight, bias, targets, with_hidden, with_weight or with_bias)
         ctx.needs = with_weight, with_bias
         ctx.dtypes = weight.dtype, bias.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = grad_outputs
         hidden, weight, bias = ctx.gradients
         ctx.gradients = ()
@@ -44,6 +50,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if hidden is None else hidden.mul_(scale.to(hidden.dtype)),
             weight.mul_(scale).to(weight_dtype) if with_weight else None,
             bias.mul_(scale).to(bias_dtype) if with_bias else None,
+            None,
             None,
         )
 
@@ -122,15 +129,18 @@ def _on_gpu(
     return total, hidden_gradient, weight_gradient, bias_gradient
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, *, drawn: bool = False
+) -> Tensor:
     """Summed cross entropy of softmax(hidden @ weight.T + bias) against targets; a float32 scalar.
 
     Shapes: hidden (rows, size), weight (classes, size), bias (classes,), targets (rows,) of int64. What is multiplied
     has the dtype of `hidden`; the gradients of weight and bias are summed in float32 and have their own dtypes, so
-    master weights are best handed in as they are. A target of -100 is left out of the sum.
+    master weights are best handed in as they are. A target of -100 is left out of the sum. Where `drawn`, gradients may
+    be made of probabilities rounded at random, on a CPU in bfloat16 and with many classes (`softmax_draws`).
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, drawn)  # type: ignore[no-untyped-call]
         return loss
     table, offsets = weight.to(hidden.dtype), bias.to(hidden.dtype)
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)

@@ -36,9 +36,10 @@ def _powers(build: Any, row: Any, index: Any, top: Vector) -> Vector:
     return ((values - top) * _TO_POWERS).power_of_two(least=LEAST_POWER, most=0.0)
 
 
-def _in_all_lanes(build: Any, number: Any) -> Vector:
+def in_all_lanes(build: Any, number: Any, count: int = AT_ONCE) -> Vector:
+    """A float32 so many times."""
     one = build.insert_element(ir.Constant(ir.VectorType(number.type, 1), ir.Undefined), number, ir.IntType(32)(0))
-    return spread(build, one).repeated(AT_ONCE // LANES)
+    return spread(build, one).repeated(count // LANES)
 
 
 def _gathered(build: Any, blocks: Any, begin: Vector, add: Any) -> Any:
@@ -50,7 +51,7 @@ def _gathered(build: Any, blocks: Any, begin: Vector, add: Any) -> Any:
 
 
 @intrinsic
-def _greatest(typing, row, blocks):  # type: ignore[no-untyped-def]
+def greatest(typing, row, blocks):  # type: ignore[no-untyped-def]
     def make(context: Any, build: Any, signature: Any, operands: Any) -> Any:
         row, blocks = operands
         first = load_bfloat16(build, row, AT_ONCE)
@@ -70,7 +71,7 @@ def _greatest(typing, row, blocks):  # type: ignore[no-untyped-def]
 def _sum_of_powers(typing, row, blocks, top):  # type: ignore[no-untyped-def]
     def make(context: Any, build: Any, signature: Any, operands: Any) -> Any:
         row, blocks, top = operands
-        top = _in_all_lanes(build, top)
+        top = in_all_lanes(build, top)
 
         def add(so_far: Vector, index: Any) -> Vector:
             return so_far + _powers(build, row, index, top)
@@ -84,7 +85,7 @@ def _sum_of_powers(typing, row, blocks, top):  # type: ignore[no-untyped-def]
 def _write_shares(typing, row, blocks, top, scale):  # type: ignore[no-untyped-def]
     def make(context: Any, build: Any, signature: Any, operands: Any) -> Any:
         row, blocks, top, scale = operands
-        top, scale = _in_all_lanes(build, top), _in_all_lanes(build, scale)
+        top, scale = in_all_lanes(build, top), in_all_lanes(build, scale)
         with cgutils.for_range(build, blocks, intp=_WORD) as loop:
             shares = _powers(build, row, loop.index, top) * scale
             store_bfloat16(shares, moved(build, row, AT_ONCE * _BYTES, loop.index))
@@ -94,7 +95,7 @@ def _write_shares(typing, row, blocks, top, scale):  # type: ignore[no-untyped-d
 
 
 @intrinsic
-def _wide(typing, half):  # type: ignore[no-untyped-def]
+def wide(typing, half):  # type: ignore[no-untyped-def]
     """A bfloat16, given as int16."""
 
     def make(context: Any, build: Any, signature: Any, operands: Any) -> Any:
@@ -131,16 +132,16 @@ def softmax_rows(logits, targets, losses):  # type: ignore[no-untyped-def]
             losses[row] = 0
             logits[row] = 0
             continue
-        top = _greatest(start, blocks) if blocks else np.float32(-np.inf)
+        top = greatest(start, blocks) if blocks else np.float32(-np.inf)
         for place in range(whole, classes):
-            top = max(top, _wide(logits[row, place]))
+            top = max(top, wide(logits[row, place]))
         total = _sum_of_powers(start, blocks, top)
         for place in range(whole, classes):
-            total += np.float32(math.exp(_wide(logits[row, place]) - top))
-        losses[row] = math.log(total) + (top - _wide(logits[row, target]))
-        likely = np.float32(math.exp(_wide(logits[row, target]) - top)) / total
+            total += np.float32(math.exp(wide(logits[row, place]) - top))
+        losses[row] = math.log(total) + (top - wide(logits[row, target]))
+        likely = np.float32(math.exp(wide(logits[row, target]) - top)) / total
         scale = np.float32(1) / total
         for place in range(whole, classes):
-            logits[row, place] = _narrow(np.float32(math.exp(_wide(logits[row, place]) - top)) * scale)
+            logits[row, place] = _narrow(np.float32(math.exp(wide(logits[row, place]) - top)) * scale)
         _write_shares(start, blocks, top, scale)
         logits[row, target] = _narrow(likely - np.float32(1))
