@@ -225,3 +225,13 @@ def test_the_cuda_path_equals_the_plain_loss(monkeypatch, dtype, tolerance):
     for gradient, wanted in zip(gradients, expected, strict=True):
         atol = tolerance * wanted.abs().max().item()
         torch.testing.assert_close(gradient.double(), wanted, rtol=tolerance, atol=atol)
+
+
+def test_without_gradients_the_loss_in_bfloat16_is_that_of_float32():
+    (hidden, weight, bias), targets = problem(rows=40, size=16, classes=500)
+    half = hidden.to(torch.bfloat16)
+    logits = functional.linear(half, weight.to(torch.bfloat16), bias.to(torch.bfloat16))
+    wanted = functional.cross_entropy(logits.double(), targets, reduction="sum", ignore_index=-100)
+    with torch.no_grad():
+        found = linear_cross_entropy(half, weight, bias, targets)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)

@@ -17,7 +17,7 @@ from ulmfit.models.bias_column import COLUMNS, with_ones
 from ulmfit.models.cpu_products import added, product_by, product_with, transpose_into, transposed
 from ulmfit.models.drawn_softmax import drawn_cross_entropy, draws_serve
 from ulmfit.models.jobs import Job, evenly, run_jobs
-from ulmfit.models.softmax_kernel import losses_and_gradient
+from ulmfit.models.softmax_kernel import losses_and_gradient, one_pass_serves
 
 CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**33}
 MOST_THREADS = 4
@@ -146,8 +146,11 @@ def linear_cross_entropy(
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for start in range(0, hidden.shape[0], step := _rows_per_chunk(table)):
         part = slice(start, start + step)
-        logits = functional.linear(hidden[part], table, offsets).float()
-        total += functional.cross_entropy(logits, targets[part], reduction="sum", ignore_index=-100)
+        logits = functional.linear(hidden[part], table, offsets)
+        if not torch.is_grad_enabled() and one_pass_serves(logits):
+            total += losses_and_gradient(logits, targets[part])[0].sum()  # no copies in float32
+        else:
+            total += functional.cross_entropy(logits.float(), targets[part], reduction="sum", ignore_index=-100)
     return total
 
 
