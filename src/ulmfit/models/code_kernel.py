@@ -56,12 +56,9 @@ def _greatest_size(typing, row, blocks):  # type: ignore[no-untyped-def]
             build.store(Vector(build, build.load(so_far)).greater(values.size()).value, so_far)
             build.store((values * 0 + Vector(build, build.load(zeros))).value, zeros)
 
-        def greater(left: Any, right: Any) -> Any:
-            return build.select(build.fcmp_ordered(">", right, left), right, left)
-
         _each(build, blocks, add)
-        greatest = functools.reduce(greater, Vector(build, build.load(so_far)).numbers())
-        return build.fadd(greatest, functools.reduce(build.fadd, Vector(build, build.load(zeros)).numbers()))
+        greatest, zero = (Vector(build, build.load(kept)) for kept in (so_far, zeros))
+        return build.fadd(greatest.greatest_number(), zero.sum_of_numbers())
 
     return types.float32(types.int64, types.int64), make
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ulmfit.models.bias_column import COLUMNS
 
+LANES = 16
+"""numbers that kernels work on at once: sizes that they serve are multiples of it"""
 _ROWS_TO_PACK_FOR = 64
 """oneDNN orders a weight for a number of rows in the other factor; this order serves any number"""
 _ROWS_AT_ONCE = 128

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ulmfit.int8_rows import INT8_PEAK
-from ulmfit.models.cpu_products import as_integers
+from ulmfit.models.cpu_products import LANES, as_integers
 from ulmfit.models.int8_products import bound_of, by_row, codes_of, product_by_integers, products_serve
 from ulmfit.models.jobs import Job, evenly, run_jobs
 
@@ -19,7 +19,6 @@ ROWS = 256
 """of logits at once: more no longer fit the cache, fewer meet the whole table more often"""
 LEAST_CLASSES = 4096
 """from which on drawing pays: of fewer the dense products take as long as the rest"""
-_LANES = 16
 _SHARES = 8
 """jobs that the classes are dealt out to"""
 _A_CLASS = 4
@@ -31,7 +30,7 @@ def draws_serve(hidden: Tensor, classes: int) -> bool:
     return (
         hidden.device.type == "cpu"
         and hidden.dtype == torch.bfloat16
-        and hidden.shape[1] % _LANES == 0
+        and hidden.shape[1] % LANES == 0
         and classes >= LEAST_CLASSES
         and products_serve()
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.int8_rows import INT8_PEAK
-from ulmfit.models.cpu_products import as_integers
+from ulmfit.models.cpu_products import LANES, as_integers
 from ulmfit.models.int8_products import (
     Product,
     bound_of,
@@ -33,7 +33,7 @@ from ulmfit.models.int8_products import (
     transposed_bytes,
 )
 from ulmfit.models.jobs import evenly
-from ulmfit.models.lstm_products import LANES, Gradients, LstmWeights, SharedWeights, Trace, WayBack
+from ulmfit.models.lstm_products import Gradients, LstmWeights, SharedWeights, Trace, WayBack
 
 PARTS = 2
 """of a layer's gates that threads add up beside each other"""
@@ -88,7 +88,7 @@ class Int8SharedWeights(SharedWeights):
             self._coded_to_inputs = _product_with(self.input_weight.detach())
         return self._coded_to_inputs
 
-    def ready_to_read(self, *, bound: float | None) -> None:
+    def ready_to_read(self) -> None:
         """Put in order what `read` multiplies by."""
         self.of_hidden()
         self.of_inputs()
@@ -194,8 +194,7 @@ class Int8Gradients(Gradients):
 
     def __init__(self, input_weight: Tensor, hidden_weight: Tensor) -> None:
         super().__init__()
-        self.of_inputs = torch.empty(input_weight.shape)
-        self.of_hidden = torch.empty(hidden_weight.shape)
+        self.of_inputs, self.of_hidden = torch.empty(input_weight.shape), torch.empty(hidden_weight.shape)
         self.of_bias = torch.zeros(len(input_weight))
         self._begun = [False] * PARTS
 
@@ -215,8 +214,9 @@ class Int8Gradients(Gradients):
             self._begun[part] = True
 
     def taken(self, dtype: torch.dtype, *, inputs: bool, hidden: bool, bias: bool) -> list[Tensor | None]:
-        """Those asked for, of a layer's two weights and bias."""
+        """Those asked for, of a layer's two weights and bias; nothing of the weights' is left here."""
         found = ((self.of_inputs, inputs), (self.of_hidden, hidden), (self.of_bias, bias))
+        self.of_inputs = self.of_hidden = None
         return [gradient.to(dtype) if asked and gradient is not None else None for gradient, asked in found]
 
 

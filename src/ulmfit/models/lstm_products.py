@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from ulmfit.compute import cpu_kernels_can_be_made
 from ulmfit.models.bias_column import COLUMNS
 from ulmfit.models.cpu_products import (
+    LANES,
     added,
     as_integers,
     product_and_sum_by,
@@ -27,8 +28,6 @@ from ulmfit.models.cpu_products import (
     transposed_with_ones,
 )
 
-LANES = 16
-"""units that the gates' kernel works on at once"""
 SLOPES_AT_ONCE = 2**18
 """gates of as many steps as hold no more of them are worked on together going back"""
 
@@ -94,7 +93,7 @@ class SharedWeights:
             self._to_inputs = product_with(self.input_weight.detach())
         return self._to_inputs
 
-    def ready_to_read(self, *, bound: float | None) -> None:
+    def ready_to_read(self) -> None:
         """Put in order what `read` multiplies by."""
         self.input_product()
         self.forward_product()

@@ -102,7 +102,7 @@ class _Forward:
 
     def ready(self) -> None:
         """Put the weights in order."""
-        self.plan.layers[self.depth].ready_to_read(bound=self.bound)
+        self.plan.layers[self.depth].ready_to_read()
 
     def run(self, start: int, end: int) -> None:
         """Read some steps."""

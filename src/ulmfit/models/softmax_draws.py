@@ -11,7 +11,6 @@ whole steps that its probability brings its sum past (systematic sampling; Madow
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -51,7 +50,7 @@ def _write_powers(typing, row, blocks, top, into):  # type: ignore[no-untyped-de
             power = ((values - top) * math.log2(math.e)).power_of_two_by_avx512()
             store(build, power.value, moved(build, into, AT_ONCE * 4, loop.index))
             build.store((Vector(build, build.load(total)) + power).value, total)
-        return functools.reduce(build.fadd, Vector(build, build.load(total)).numbers())
+        return Vector(build, build.load(total)).sum_of_numbers()
 
     return types.float32(types.int64, types.int64, types.float32, types.int64), make
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ulmfit.compute import cpu_kernels_can_be_made, kernels_can_be_made
+from ulmfit.models.cpu_products import as_integers
 
 IGNORED = -100
 
@@ -72,7 +73,7 @@ def _by_numba(logits: Tensor, targets: Tensor) -> Tensor:
     from ulmfit.models.softmax_rows import softmax_rows  # Numba is for those who need it
 
     losses = torch.empty(len(logits))
-    softmax_rows(logits.view(torch.int16).numpy(), targets.numpy(), losses.numpy())
+    softmax_rows(as_integers(logits), targets.numpy(), losses.numpy())
     return losses
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -42,12 +41,12 @@ def in_all_lanes(build: Any, number: Any, count: int = AT_ONCE) -> Vector:
     return spread(build, one).repeated(count // LANES)
 
 
-def _gathered(build: Any, blocks: Any, begin: Vector, add: Any) -> Any:
+def _gathered(build: Any, blocks: Any, begin: Vector, add: Any) -> Vector:
     """What `add` makes of 32 numbers so far and a block's number, block by block."""
     kept = cgutils.alloca_once_value(build, begin.value)
     with cgutils.for_range(build, blocks, intp=_WORD) as loop:
         build.store(add(Vector(build, build.load(kept)), loop.index).value, kept)
-    return Vector(build, build.load(kept)).numbers()
+    return Vector(build, build.load(kept))
 
 
 @intrinsic
@@ -59,10 +58,7 @@ def greatest(typing, row, blocks):  # type: ignore[no-untyped-def]
         def add(so_far: Vector, index: Any) -> Vector:
             return so_far.greater(load_bfloat16(build, moved(build, row, AT_ONCE * _BYTES, index), AT_ONCE))
 
-        def greater(left: Any, right: Any) -> Any:
-            return build.select(build.fcmp_ordered(">", right, left), right, left)
-
-        return functools.reduce(greater, _gathered(build, blocks, first, add))
+        return _gathered(build, blocks, first, add).greatest_number()
 
     return types.float32(types.int64, types.int64), make
 
@@ -76,7 +72,7 @@ def _sum_of_powers(typing, row, blocks, top):  # type: ignore[no-untyped-def]
         def add(so_far: Vector, index: Any) -> Vector:
             return so_far + _powers(build, row, index, top)
 
-        return functools.reduce(build.fadd, _gathered(build, blocks, top.like(0.0), add))
+        return _gathered(build, blocks, top.like(0.0), add).sum_of_numbers()
 
     return types.float32(types.int64, types.int64, types.float32), make
 

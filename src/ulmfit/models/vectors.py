@@ -7,6 +7,7 @@ register holds are worked on side by side, so that one's arithmetic goes on whil
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, TypeAlias
 
@@ -133,6 +134,18 @@ class Vector:
         return [
             self.builder.extract_element(self.value, ir.Constant(ir.IntType(32), place)) for place in range(self.count)
         ]
+
+    def greatest_number(self) -> Any:
+        """Of its numbers; what is none counts only where it comes first."""
+
+        def greater(left: Any, right: Any) -> Any:
+            return self.builder.select(self.builder.fcmp_ordered(">", right, left), right, left)
+
+        return functools.reduce(greater, self.numbers())
+
+    def sum_of_numbers(self) -> Any:
+        """One after another."""
+        return functools.reduce(self.builder.fadd, self.numbers())
 
     def nearest_byte(self, more: int = 0) -> Any:
         """The nearest integers and so many more, as int8; what is carried is lost."""
