@@ -16,6 +16,7 @@ from ulmfit.compute import (
     choose_device,
     choose_dtype,
     choose_prediction_dtype,
+    cpu_products,
     hardware,
     in_threads,
     kernels_can_be_made,
@@ -72,8 +73,34 @@ def test_auto_on_a_cpu_is_bfloat16_where_the_processor_multiplies_it():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the processor's flags are read from /proc")
 def test_auto_predicts_on_a_cpu_in_int8_where_the_processor_multiplies_it():
-    native = bool({"avx512_vnni", "amx_int8"} & set(cpu_flags()))
+    native = bool({"avx512_vnni", "amx_int8", "avx_vnni", "avx2"} & set(cpu_flags()))
     assert choose_prediction_dtype("auto", CPU) == (torch.int8 if native else choose_dtype("auto", CPU))
+
+
+@pytest.mark.parametrize(
+    ("features", "allowed", "wanted"),
+    [
+        ({"amx-int8", "avx512vnni", "avx2"}, True, "amx"),
+        ({"amx-int8", "avx512vnni", "avx2"}, False, None),
+        ({"avx512vnni", "avxvnni", "avx2"}, True, "avx512_vnni"),
+        ({"avxvnni", "avx2"}, True, "avx_vnni"),
+        ({"avx2"}, True, "avx2"),
+        ({"sse4.2"}, True, None),
+    ],
+)
+def test_kernels_multiply_by_the_fastest_that_a_processor_has(monkeypatch, features, allowed, wanted):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("ulmfit.compute.cpu_kernels_can_be_made", lambda: True)
+    monkeypatch.setattr("ulmfit.compute.cpu_has", lambda feature: feature in features)
+    monkeypatch.setattr("ulmfit.compute._may_use_amx", lambda: allowed)
+    assert cpu_products.__wrapped__() == wanted
+
+
+@pytest.mark.parametrize(("machine", "numba"), [("aarch64", True), ("x86_64", False)])
+def test_elsewhere_or_without_numba_there_are_no_kernels(monkeypatch, machine, numba):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr("ulmfit.compute.cpu_kernels_can_be_made", lambda: numba)
+    assert cpu_products.__wrapped__() is None
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -144,6 +171,7 @@ def saturating(monkeypatch):
 
 @pytest.mark.parametrize("broken", [absent, raising, saturating])
 def test_a_pytorch_whose_int8_product_is_not_right_is_passed_over_and_named(monkeypatch, broken):
+    monkeypatch.setattr("ulmfit.compute.cpu_products", lambda: None)
     broken(monkeypatch)
     assert choose_prediction_dtype("auto", CPU) == choose_dtype("auto", CPU)
     with pytest.raises(ConfigError, match="no int8 product that computes right"):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 
@@ -29,6 +29,15 @@ HOPPER = 9
 """compute capability of these GPUs"""
 _AMX, _VNNI, _AVX512_BF16 = "_is_amx_tile_supported", "_is_vnni_supported", "_is_avx512_bf16_supported"
 """what torch.cpu is asked of a processor"""
+CpuProducts: TypeAlias = Literal["amx", "avx512_vnni", "avx_vnni", "avx2"]
+"""instructions that kernels multiply int8 by"""
+_FEATURES: dict[CpuProducts, str] = {
+    "amx": "amx-int8",
+    "avx512_vnni": "avx512vnni",
+    "avx_vnni": "avxvnni",
+    "avx2": "avx2",
+}
+"""what LLVM calls a processor's having them, the fastest first"""
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 """of Linux on x86-64, by which a process asks once before it uses AMX's tiles"""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -61,14 +70,15 @@ def choose_dtype(precision: Precision | TrainingPrecision, device: torch.device)
 
 
 def choose_prediction_dtype(precision: PredictionPrecision, device: torch.device) -> torch.dtype:
-    """What to predict in: `auto` is int8 where the device multiplies it natively, else what training would choose.
+    """What to predict in: `auto` is int8 where there are kernels or products for it, else what training would choose.
 
     Raises ConfigError where int8 is asked for and cannot be computed in.
     """
     if precision == "int8":
         _check_int8(device)
         return torch.int8
-    if precision == "auto" and (_gpu_multiplies_int8(device) if device.type == "cuda" else cpu_multiplies_int8()):
+    on_cpu = device.type == "cpu" and (cpu_products() is not None or _cpu_multiplies_int8())
+    if precision == "auto" and (on_cpu or (device.type == "cuda" and _gpu_multiplies_int8(device))):
         return torch.int8
     return choose_dtype(precision, device)
 
@@ -77,7 +87,7 @@ def _check_int8(device: torch.device) -> None:
     """Raise ConfigError where it cannot be computed in."""
     if device.type == "cuda" and not _gpu_multiplies_int8(device):
         lacks = "its kernel is for GPUs of the Hopper generation (H100, H200) and needs Triton, with a C compiler"
-    elif device.type == "cpu" and not _int8_product_is_right():
+    elif device.type == "cpu" and cpu_products() is None and not _int8_product_is_right():
         lacks = f"PyTorch {torch.__version__} has no int8 product that computes right on this CPU"
     else:
         return
@@ -110,9 +120,9 @@ def kernels_can_be_made() -> bool:
     return False
 
 
-def cpu_multiplies_int8() -> bool:
-    """AMX or AVX-512 VNNI, and a product that is right, which is private to PyTorch too."""
-    return _int8_product_is_right() and _cpu_has(_AMX, _VNNI)
+def _cpu_multiplies_int8() -> bool:
+    """AMX or AVX-512 VNNI, and a product of PyTorch's that is right, which is private to it as well."""
+    return _int8_product_is_right() and _torch_finds(_AMX, _VNNI)
 
 
 def _int8_product_is_right() -> bool:
@@ -134,11 +144,11 @@ def _int8_product_is_right() -> bool:
 
 def _cpu_multiplies_bfloat16() -> bool:
     """AMX or AVX-512 BF16."""
-    return _cpu_has(_AMX, _AVX512_BF16)
+    return _torch_finds(_AMX, _AVX512_BF16)
 
 
-def _cpu_has(*names: str) -> bool:
-    """Any of these; PyTorch's checks are private, so a release without them means no."""
+def _torch_finds(*names: str) -> bool:
+    """Any of these of the processor; PyTorch's checks are private, so a release without them means no."""
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
@@ -153,23 +163,35 @@ def cpu_kernels_can_be_made() -> bool:
 
 
 @functools.cache
-def cpu_has_tiles() -> bool:
-    """Whether this processor has AMX and the system lets this process use it.
+def cpu_products() -> CpuProducts | None:
+    """The fastest that this processor has; None where it has none, or kernels cannot be made.
 
-    Asked of both: of the system once for the whole process, as it wants programs that use AMX to do.
+    None as well where it has AMX and may not use it, as what is compiled and kept for such a processor is for AMX.
     """
-    if sys.platform != "linux" or not _cpu_has(_AMX):
+    if platform.machine() not in {"x86_64", "AMD64"} or not cpu_kernels_can_be_made():
+        return None
+    found = next((products for products, feature in _FEATURES.items() if cpu_has(feature)), None)
+    return None if found == "amx" and not _may_use_amx() else found
+
+
+@functools.cache
+def _may_use_amx() -> bool:
+    """Whether the system lets this process: asked once for all of it, as it wants programs that use AMX to ask."""
+    if sys.platform != "linux":
         return False
     return int(ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA)) == 0
 
 
+def cpu_has(feature: str) -> bool:
+    """Whether the processor that kernels are made for has what LLVM calls so."""
+    return _cpu_features().get(feature, False)
+
+
 @functools.cache
-def cpu_reads_in_tiles() -> bool:
-    """Whether there are kernels for int8 on this processor: with AMX or AVX-512 VNNI, and where Numba makes them."""
-    if platform.machine() not in {"x86_64", "AMD64"} or not cpu_kernels_can_be_made():
-        return False
-    # Of a processor with AMX that may not be used what is compiled and kept would be for AMX.
-    return cpu_has_tiles() if _cpu_has(_AMX) else _cpu_has(_VNNI)
+def _cpu_features() -> dict[str, bool]:
+    from llvmlite import binding  # for who needs it
+
+    return dict(binding.get_host_cpu_features())
 
 
 def in_threads(work: Callable[[Item], None], items: Sequence[Item]) -> None:

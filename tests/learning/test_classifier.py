@@ -125,7 +125,7 @@ def test_in_int8_each_thread_reads_documents_of_its_own_and_each_as_alone(
     monkeypatch, threads, model, direction, count
 ):
     lanes = Lanes(most=3, shortest=2, window_tokens=4)
-    small = {"BY_VNNI": lanes, "OTHERWISE": lanes, "INT8_THREAD_DOCUMENTS": 2, "INT8_CHUNK": 9}
+    small = {"BY_ROWS": lanes, "OTHERWISE": lanes, "INT8_THREAD_DOCUMENTS": 2, "INT8_CHUNK": 9}
     for name, value in small.items():
         monkeypatch.setattr(f"ulmfit.learning.reading.{name}", value)
     tokenizer = train_tokenizer(["a b c d e f g h"] * 2, config=TokenizerConfig(vocab_size=VOCABULARY))

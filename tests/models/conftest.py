@@ -28,14 +28,14 @@ def lstm_by_equations():
 def int8_lstm_by_equations():
     """(inputs, weights) -> outputs and cells at the end in float64.
 
-    The weights go through int8, `together` with one scale for a row of both, and hidden vectors are rounded to 1/127
-    where they are multiplied.
+    The weights go through int8 up to the peak, `together` with one scale for a row of both, and hidden vectors are
+    rounded to 1/127 where they are multiplied.
     """
 
-    def read(inputs, weights, *, together=False):
+    def read(inputs, weights, *, together=False, peak=127):
         both = (weights.input_weight, weights.hidden_weight)
         parts = (torch.cat(both, 1),) if together else both
-        restored = torch.cat([restore_rows(*quantise_rows(part)).double() for part in parts], 1)
+        restored = torch.cat([restore_rows(*quantise_rows(part, peak=peak)).double() for part in parts], 1)
         input_weight, hidden_weight = restored.split([weight.shape[1] for weight in both], 1)
         bias = (weights.input_bias + weights.hidden_bias).double()
         hidden = cell = torch.zeros(inputs.shape[1], hidden_weight.shape[1], dtype=torch.float64)

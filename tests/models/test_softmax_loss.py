@@ -227,7 +227,8 @@ def test_the_cuda_path_equals_the_plain_loss(monkeypatch, dtype, tolerance):
         torch.testing.assert_close(gradient.double(), wanted, rtol=tolerance, atol=atol)
 
 
-def test_without_gradients_the_loss_in_bfloat16_is_that_of_float32():
+def test_without_gradients_the_loss_in_bfloat16_is_that_of_float32(monkeypatch):
+    monkeypatch.setattr("ulmfit.models.softmax_loss.choose_dtype", lambda precision, device: torch.bfloat16)
     (hidden, weight, bias), targets = problem(rows=40, size=16, classes=500)
     half = hidden.to(torch.bfloat16)
     logits = functional.linear(half, weight.to(torch.bfloat16), bias.to(torch.bfloat16))
@@ -235,3 +236,14 @@ def test_without_gradients_the_loss_in_bfloat16_is_that_of_float32():
     with torch.no_grad():
         found = linear_cross_entropy(half, weight, bias, targets)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_where_a_cpu_does_not_multiply_bfloat16_products_are_of_float32(monkeypatch):
+    monkeypatch.setattr("ulmfit.models.softmax_loss.choose_dtype", lambda precision, device: torch.float32)
+    tensors, targets = problem()
+    half = [tensor.bfloat16() for tensor in tensors]
+    loss, gradients = loss_and_gradients(linear_cross_entropy, half, targets)
+    wanted, expected = loss_and_gradients(linear_cross_entropy, [tensor.float() for tensor in half], targets)
+    assert torch.equal(loss, wanted)
+    assert [gradient.dtype for gradient in gradients] == [torch.bfloat16] * 3
+    torch.testing.assert_close(tuple(gradients), tuple(gradient.bfloat16() for gradient in expected))

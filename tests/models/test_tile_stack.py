@@ -1,4 +1,4 @@
-"""Layers in int8 by kernels for AMX or AVX-512 VNNI against their arithmetic in float64, and rows in any company."""
+"""Layers in int8 by kernels for a CPU's own products against their arithmetic in float64, and rows in any company."""
 
 import itertools
 import math
@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from ulmfit.compute import cpu_kernels_can_be_made, cpu_reads_in_tiles
+from ulmfit.compute import cpu_kernels_can_be_made, cpu_products
 from ulmfit.config import EncoderConfig
 from ulmfit.int8_rows import quantise_rows, restore_rows
 from ulmfit.models.encoder import build_encoder
 from ulmfit.models.lstm_products import LstmWeights
 from ulmfit.models.tile_stack import tile_stack
-from ulmfit.models.tile_weights import TileStackWeights, quantise_for_tiles
+from ulmfit.models.tile_weights import WEIGHT_PEAK, TileStackWeights, quantise_for_tiles
 
-NEEDS_TILES = pytest.mark.skipif(not cpu_reads_in_tiles(), reason="needs a CPU with AMX or AVX-512 VNNI, and Numba")
+NEEDS_TILES = pytest.mark.skipif(cpu_products() is None, reason="needs a CPU with AMX, VNNI or AVX2, and Numba")
 
 VOCABULARY = 50
 
@@ -53,7 +53,7 @@ def by_equations(int8_lstm_by_equations):
     def read_all(tokens, embeddings, layers):
         rows = restore_rows(*quantise_rows(embeddings)).double()[tokens]
         for depth, weights in enumerate(layers):
-            exact, _ = int8_lstm_by_equations(rows, weights, together=depth > 0)
+            exact, _ = int8_lstm_by_equations(rows, weights, together=depth > 0, peak=WEIGHT_PEAK)
             rows = (exact * 127).round() / 127
         return exact
 
@@ -151,29 +151,48 @@ def test_a_saturated_gate_stays_within_int8():
     torch.testing.assert_close(cell[0, :, :36], torch.full((3, 36), 24.0))
 
 
-FOR_AMX = """
+ASSEMBLED = """
 from ulmfit import compute
-compute.cpu_has_tiles = lambda: True
+compute.cpu_products, compute.cpu_has = lambda: "{products}", lambda feature: "{products}" != "avx_vnni"
 import numpy as np
 from numba import typeof
 from ulmfit.models import tile_kernel
 bytes_, floats, ints = (np.zeros((1, 1, 1, 1), dtype) for dtype in (np.int8, np.float32, np.int32))
 tiles, offsets = np.zeros((1, 1, 4, 16, 64), np.int8), np.zeros((1, 1, 4, 16), np.int32)
-of_layer = (tiles, offsets, floats)
-of_steps = (bytes_, bytes_, floats[0], floats[0, 0], ints, ints, tile_kernel.TABLES, 1, 1, 0, 1)
-arguments = (bytes_, floats[0, 0, 0], *of_layer, *of_steps)
-tile_kernel.read_steps.compile(tuple(map(typeof, arguments)))
-(code,) = tile_kernel.read_steps.inspect_asm().values()
-print(code.count("tdpbssd"), code.count("vpdpbusd"))
+arguments = {{
+    "multiply_inputs": (bytes_, tiles, offsets, ints, tile_kernel.TABLES, 1, 0, 1),
+    "read_steps": (
+        bytes_, floats[0, 0, 0], tiles, offsets, floats, bytes_, bytes_, floats[0], floats[0, 0], ints, ints,
+        tile_kernel.TABLES, 1, 1, 0, 1,
+    ),
+}}
+kernel = getattr(tile_kernel, "{kernel}")
+kernel.compile(tuple(map(typeof, arguments["{kernel}"])))
+(code,) = kernel.inspect_asm().values()
+print(code.count("tdpbssd"), code.count("vpdpbusd"), code.count("zmm"))
 """
+AMX = "+avx512f,+avx512bw,+avx512dq,+amx-tile,+amx-int8"
 
 
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or not cpu_kernels_can_be_made(), reason="the instructions are those of x86-64"
 )
-def test_the_kernel_for_amx_is_assembled_on_any_machine(tmp_path):
-    target = {"NUMBA_CPU_NAME": "sapphirerapids", "NUMBA_CPU_FEATURES": "+avx512f,+avx512bw,+amx-tile,+amx-int8"}
-    environment = {**os.environ, **target, "NUMBA_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", FOR_AMX], env=environment, capture_output=True, text=True, check=True)
-    tile_products, others = map(int, run.stdout.split())
-    assert tile_products > 0 and others == 0
+@pytest.mark.parametrize(
+    ("products", "kernel", "cpu", "features", "wanted"),
+    [
+        ("amx", "read_steps", "sapphirerapids", AMX, (True, False, True)),
+        ("avx512_vnni", "multiply_inputs", "icelake-server", "+avx512f,+avx512bw,+avx512vnni", (False, True, True)),
+        ("avx_vnni", "multiply_inputs", "alderlake", "+avx2,+fma,+avxvnni", (False, True, False)),
+    ],
+    ids=["amx", "avx512_vnni", "avx_vnni"],
+)
+def test_the_kernels_for_each_kind_are_assembled_on_any_machine(tmp_path, products, kernel, cpu, features, wanted):
+    target = {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", ASSEMBLED.format(products=products, kernel=kernel)],
+        env={**os.environ, **target},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tuple(int(count) > 0 for count in run.stdout.split()) == wanted  # tiles, VNNI, registers of AVX-512

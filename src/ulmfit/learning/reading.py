@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ulmfit.compute import cpu_has_tiles, cpu_reads_in_tiles, in_threads
+from ulmfit.compute import cpu_products, in_threads
 from ulmfit.config import Direction
 from ulmfit.learning.setting import on_device
 from ulmfit.models.classifier import Classifier, encode_documents
@@ -46,7 +46,7 @@ class Lanes(NamedTuple):
     """in a window, if it can be: the fewer, the less is padding"""
 
 
-BY_VNNI = Lanes(96, 8, 2**11)
+BY_ROWS = Lanes(96, 8, 2**11)
 """where few rows are multiplied as fast as many, and lanes that are fewer are busy for longer"""
 OTHERWISE = Lanes(256, 16, 2**12)
 """where few are multiplied more slowly, and what is done around a window costs more beside the products"""
@@ -182,7 +182,7 @@ def _pool_in_lanes(
     """
     pooled = torch.empty(len(places), 3 * encoder.output_size)
     threads = max(1, min(torch.get_num_threads(), len(places) // INT8_THREAD_DOCUMENTS))
-    setting = BY_VNNI if cpu_reads_in_tiles() and not cpu_has_tiles() else OTHERWISE
+    setting = OTHERWISE if cpu_products() in {"amx", None} else BY_ROWS
     lanes = min(setting.most, -(-len(places) // threads))
     dealt, left = places[: threads * lanes], deque(places[threads * lanes :])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ulmfit.compute import cpu_reads_in_tiles
+from ulmfit.compute import cpu_products
 from ulmfit.config import EncoderConfig
 from ulmfit.int8_rows import quantise_rows
 from ulmfit.models.cuda_streams import LayerStreams
@@ -19,6 +19,7 @@ from ulmfit.models.encoder import LayerGroup, State, register_encoder
 from ulmfit.models.int8_lstm import BLOCK_ROWS, Int8LstmWeights, gates_workspace, int8_lstm, quantise_lstm
 from ulmfit.models.int8_stack import Int8StackWeights, int8_stack, quantise_stack
 from ulmfit.models.lstm import for_one_step, launches_once, lstm
+from ulmfit.models.lstm_int8_products import dtype_beside_int8
 from ulmfit.models.lstm_products import LstmWeights, SharedWeights
 from ulmfit.models.lstm_stack import lstm_stack
 from ulmfit.models.shared_table import SharedTable
@@ -68,7 +69,10 @@ class AwdLstm(nn.Module):
         """Cast every layer once and drop hidden-to-hidden weights: one mask a step (Merity et al. 2017, section 2)."""
         by_int8 = dtype == torch.int8 and self.training
         in_int8 = dtype == torch.int8 and not self.training
-        dtype = torch.bfloat16 if by_int8 else dtype
+        if by_int8:
+            dtype = dtype_beside_int8(
+                [weight for layer in self.lstms for weight in layer.parameters() if weight.dim() > 1]
+            )
         layers = []
         streams = LayerStreams(len(self.lstms), self.embedding.weight.device)
         for depth, layer in enumerate(self.lstms):
@@ -82,7 +86,7 @@ class AwdLstm(nn.Module):
         if in_int8 and self.embedding.weight.is_cuda:
             streams.join(part for layer in layers for part in layer)
             return quantise_stack(self.embedding.weight, layers)
-        if in_int8 and cpu_reads_in_tiles():
+        if in_int8 and cpu_products() is not None:
             return quantise_for_tiles(self.embedding.weight, layers)
         if in_int8:
             return Int8AwdLstmWeights(

@@ -184,13 +184,13 @@ def encode(values, factor, codes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def integers_by_row(matrix, integers, scales):  # type: ignore[no-untyped-def]
-    """Of bfloat16 (rows, columns), with a scale for each row, whose largest entry becomes 127."""
+def integers_by_row(matrix, integers, scales, peak):  # type: ignore[no-untyped-def]
+    """Of bfloat16 (rows, columns), with a scale for each row, whose largest entry becomes the peak."""
     rows, columns = matrix.shape
     factor = np.empty(1, np.float32)
     for row in range(rows):
         start = np.int64(matrix.ctypes.data) + 2 * row * columns
-        scales[row] = _greatest_size(start, columns // LANES) / np.float32(INT8_PEAK)
+        scales[row] = _greatest_size(start, columns // LANES) / np.float32(peak)
         factor[0] = _factor(scales[row])
         _write_integers(
             start, columns // LANES, np.int64(factor.ctypes.data), np.int64(integers.ctypes.data) + row * columns
@@ -198,7 +198,7 @@ def integers_by_row(matrix, integers, scales):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def integers_by_column(matrix, of_rows, integers, scales):  # type: ignore[no-untyped-def]
+def integers_by_column(matrix, of_rows, integers, scales, peak):  # type: ignore[no-untyped-def]
     """Of bfloat16 (rows, columns) times a factor for each row, with a scale for each column."""
     rows, columns = matrix.shape
     start, blocks = np.int64(matrix.ctypes.data), columns // LANES
@@ -208,7 +208,7 @@ def integers_by_column(matrix, of_rows, integers, scales):  # type: ignore[no-un
     for row in range(rows):
         _raise_peaks(start + 2 * row * columns, blocks, first + 4 * row, address)
     for column in range(columns):
-        scales[column] = factors[column] / np.float32(INT8_PEAK)
+        scales[column] = factors[column] / np.float32(peak)
         factors[column] = _factor(scales[column])
     into = np.int64(integers.ctypes.data)
     for row in range(rows):
@@ -231,11 +231,12 @@ def transpose_bytes(matrix, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def pack(integers, out, sums):  # type: ignore[no-untyped-def]
+def pack(integers, out, sums, to_outputs, to_fours):  # type: ignore[no-untyped-def]
     """Int8 (outputs, inputs), both multiples of 64, in blocks of 64 by 64, those of the same outputs one after another.
 
-    In a block four inputs of an output lie together, those of all outputs one after another. `sums` (outputs,) become
-    those of each output's, times -1.
+    In a block four inputs of an output lie together, and those of 16 outputs one after another; from these to the next
+    16 outputs it is `to_outputs` bytes, to the next four inputs `to_fours`. `sums` (outputs,) become those of each
+    output's, times -1.
     """
     outputs, inputs = integers.shape
     source, target = np.int64(integers.ctypes.data), np.int64(out.ctypes.data)
@@ -244,7 +245,7 @@ def pack(integers, out, sums):  # type: ignore[no-untyped-def]
             block = target + output * inputs + first * PACKED
             for some in range(0, PACKED, LANES):
                 row = source + (output + some) * inputs + first
-                _transpose_16_words(row, inputs, block + some * 4, PACKED * 4)
+                _transpose_16_words(row, inputs, block + some // LANES * to_outputs, to_fours)
     for output in range(outputs):
         sums[output] = -integers[output].sum()
 

@@ -61,7 +61,7 @@ def for_one_step(weights: LstmWeights, *, in_int8: bool = False) -> LstmWeights 
     """
     tensor = weights.hidden_weight
     on_products = torch.is_grad_enabled() and tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
-    if on_products and in_int8 and int8_serves(weights):
+    if on_products and in_int8 and int8_serves(weights.input_weight, weights.hidden_weight):
         return Int8SharedWeights(weights)
     return SharedWeights(weights) if on_products else weights
 

@@ -13,12 +13,13 @@ vision-language models"), and beyond it for the weights' gradients. What it cost
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ulmfit.compute import choose_dtype
 from ulmfit.int8_rows import INT8_PEAK
 from ulmfit.models.cpu_products import LANES, as_integers
 from ulmfit.models.int8_products import (
@@ -41,12 +42,14 @@ SUM_ROWS = 4480
 """rows of a window whose outer products share a column's scale"""
 
 
-def int8_serves(weights: LstmWeights) -> bool:
-    """Whether a layer of these sizes can learn so here."""
-    return (
-        all(size % LANES == 0 for size in (*weights.input_weight.shape, *weights.hidden_weight.shape))
-        and products_serve()
-    )
+def int8_serves(*weights: Tensor) -> bool:
+    """Whether layers with weights of these sizes can learn so here."""
+    return all(size % LANES == 0 for weight in weights for size in weight.shape) and products_serve()
+
+
+def dtype_beside_int8(weights: Sequence[Tensor]) -> torch.dtype:
+    """What layers that learn in int8 compute all else in; float32 where some cannot, and bfloat16 would be slow."""
+    return torch.bfloat16 if int8_serves(*weights) else choose_dtype("auto", weights[0].device)
 
 
 class Int8SharedWeights(SharedWeights):

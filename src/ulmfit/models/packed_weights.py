@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ulmfit.models.code_kernel import PACKED, pack
+from ulmfit.models.vectors import LANES
 
 Shape = tuple[int, int]
 """outputs and inputs"""
@@ -78,4 +79,4 @@ def _write(integers: Tensor, memory: NDArray[np.uint8]) -> None:
         filled = np.zeros((outputs, inputs), np.int8)
         filled[: numbers.shape[0], : numbers.shape[1]] = numbers
         numbers = filled
-    pack(numbers, memory, memory[outputs * inputs :].view(np.int32))
+    pack(numbers, memory, memory[outputs * inputs :].view(np.int32), LANES * 4, PACKED * 4)

@@ -47,7 +47,7 @@ def _write_powers(typing, row, blocks, top, into):  # type: ignore[no-untyped-de
         total = cgutils.alloca_once_value(build, top.like(0.0).value)
         with cgutils.for_range(build, blocks, intp=_WORD) as loop:
             values = load_bfloat16(build, moved(build, row, AT_ONCE * _BYTES, loop.index), AT_ONCE)
-            power = ((values - top) * math.log2(math.e)).power_of_two_by_avx512()
+            power = ((values - top) * math.log2(math.e)).power_of_two_up_to()
             store(build, power.value, moved(build, into, AT_ONCE * 4, loop.index))
             build.store((Vector(build, build.load(total)) + power).value, total)
         return Vector(build, build.load(total)).sum_of_numbers()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ulmfit.compute import choose_dtype
 from ulmfit.models.bias_column import COLUMNS, with_ones
 from ulmfit.models.cpu_products import added, product_by, product_with, transpose_into, transposed
 from ulmfit.models.drawn_softmax import drawn_cross_entropy, draws_serve
@@ -135,10 +136,13 @@ def linear_cross_entropy(
     """Summed cross entropy of softmax(hidden @ weight.T + bias) against targets; a float32 scalar.
 
     Shapes: hidden (rows, size), weight (classes, size), bias (classes,), targets (rows,) of int64. What is multiplied
-    has the dtype of `hidden`; the gradients of weight and bias are summed in float32 and have their own dtypes, so
-    master weights are best handed in as they are. A target of -100 is left out of the sum. Where `drawn`, gradients may
-    be made of probabilities rounded at random, on a CPU in bfloat16 and with many classes (`softmax_draws`).
+    has the dtype of `hidden`, or float32 where a CPU would multiply bfloat16 a number at a time; the gradients of
+    weight and bias are summed in float32 and have their own dtypes, so master weights are best handed in as they are. A
+    target of -100 is left out of the sum. Where `drawn`, gradients may be made of probabilities rounded at random, on a
+    CPU in bfloat16 and with many classes (`softmax_draws`).
     """
+    if not (drawn and draws_serve(hidden, len(weight))) and _is_slow(hidden):
+        hidden = hidden.float()
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, drawn)  # type: ignore[no-untyped-call]
         return loss
@@ -152,6 +156,10 @@ def linear_cross_entropy(
         else:
             total += functional.cross_entropy(logits.float(), targets[part], reduction="sum", ignore_index=-100)
     return total
+
+
+def _is_slow(hidden: Tensor) -> bool:
+    return hidden.dtype == torch.bfloat16 and choose_dtype("auto", hidden.device) == torch.float32
 
 
 def _rows_per_chunk(weight: Tensor) -> int:

@@ -42,7 +42,7 @@ def _gates(build: Any, operands: Any, rows: int) -> None:
         exponents.append(load_ints(build, moved(build, sums, gate, stride), many) * constant(1, gate) + exponent)
     # What is divided by may be beyond all float32, for a quotient of 0, where there is no product with it.
     entry, forget, exit_, candidate = (
-        exponent.power_of_two_by_avx512(most)
+        exponent.power_of_two_up_to(most)
         for exponent, most in zip(exponents, (MOST_POWER, MOST_POWER, math.inf, MOST_POWER), strict=True)
     )
     both, to_forget = candidate + 1, forget + 1
@@ -50,7 +50,7 @@ def _gates(build: Any, operands: Any, rows: int) -> None:
     before = load_floats(build, cell, many)
     after = (before * to_candidate + (1 - candidate) * to_forget) / (to_candidate * to_forget)
     store(build, after.value, cell)
-    squashed = (after * EXPONENTS[-1]).power_of_two_by_avx512(MOST_POWER)
+    squashed = (after * EXPONENTS[-1]).power_of_two_up_to(MOST_POWER)
     both = squashed + 1
     value: Vector = (1 - squashed) / (exit_ * both + both)
     rounded = (value * INT8_PEAK).nearest_byte(SIGN)

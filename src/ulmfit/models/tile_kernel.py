@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ulmfit.compute import cpu_has_tiles
+from ulmfit.compute import cpu_products
 from ulmfit.models.compiled import kernel, part
+from ulmfit.models.fetching import ahead_of
 from ulmfit.models.tile_gates import NONE_WAIT, pass_rest
 from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, TILE, UNITS
 
-if cpu_has_tiles():
+if cpu_products() == "amx":
     from ulmfit.models.amx import MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
 else:
-    from ulmfit.models.vnni import MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
+    from ulmfit.models.row_products import MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
 
 TABLES = configurations()
 """for `configure`"""
@@ -61,17 +62,6 @@ def _multiply(rows, count, more, weight, begin, into, waiting, passed, ahead):  
     if count == PAIR:
         return multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead)
     return multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead)
-
-
-@part
-def _ahead(far, row, rows):  # type: ignore[no-untyped-def]
-    """What of the weights so far on is fetched beside eight of a step's rows: from where, and lines of each tile.
-
-    All sixteen lines are fetched beside 128 rows, or beside all where there are fewer.
-    """
-    lines = -(-8 * ROWS // rows)
-    begin = row // 8 * lines
-    return far + begin * BLOCK, lines if far != 0 and begin < ROWS else 0
 
 
 @kernel
@@ -133,7 +123,7 @@ def read_steps(  # type: ignore[no-untyped-def]
                 if configured != min(ROWS, count):
                     configured = min(ROWS, count)
                     configure(np.int64(tables.ctypes.data) + configured * BLOCK)
-                place, ahead = step * rows + row, _ahead(far, row, rows)
+                place, ahead = step * rows + row, ahead_of(far, row, rows)
                 read = _place(np.int64(inputs.ctypes.data), place, input_blocks)
                 earlier = np.int64(before.ctypes.data if step == 0 else outputs.ctypes.data)
                 hidden = _place(earlier, row if step == 0 else place - rows, hidden_blocks)

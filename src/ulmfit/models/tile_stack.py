@@ -1,4 +1,4 @@
-"""The layers in int8 on a CPU with AMX or AVX-512 VNNI: weights and rows in tiles, layers side by side on threads.
+"""The layers in int8 on a CPU by its own kernels: weights and rows in tiles, layers side by side on threads.
 
 As in `int8_lstm` a text's numbers are the same, bit for bit, in any batch, in any windows and on any number of threads:
 sums of int8 products are exact, and the rest is done row by row in the same way wherever a row lies.
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ulmfit.compute import cpu_has_tiles
+from ulmfit.compute import cpu_products
 from ulmfit.models.jobs import evenly, run_jobs, waves
 from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights, signed
 
-FEW_ROWS = 64 if cpu_has_tiles() else 16
+FEW_ROWS = 64 if cpu_products() == "amx" else 16
 """rows of a step up to which inputs of several steps are multiplied at once, as the weights stream by for so few"""
 INPUT_ROWS = 256
 """rows of inputs multiplied at once then"""

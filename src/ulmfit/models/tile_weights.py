@@ -1,4 +1,4 @@
-"""An encoder's weights in int8 and in tiles, as AMX and AVX-512 VNNI multiply them."""
+"""An encoder's weights in int8 and in tiles, as a processor's products of int8 want them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ulmfit.compute import cpu_has_tiles
-from ulmfit.int8_rows import INT8_PEAK, quantise_rows
+from ulmfit.compute import cpu_products
+from ulmfit.int8_rows import INT8_PEAK, PAIRED_PEAK, quantise_rows
 from ulmfit.models.lstm_products import LstmWeights
 
 GATES = 4
@@ -22,8 +22,12 @@ FOURS = BLOCK // 4
 PAIR = 2 * ROWS
 TILE = ROWS * BLOCK
 """bytes of a tile"""
-SIGN = 0 if cpu_has_tiles() else 128
-"""what rows' numbers are kept as more than they are: AVX-512 VNNI wants them without a sign"""
+FETCH_ROWS = 8
+"""beside which some of the weights that come next are fetched"""
+SIGN = 0 if cpu_products() == "amx" else 128
+"""what rows' numbers are kept as more than they are: but for AMX, products want them without a sign"""
+WEIGHT_PEAK = PAIRED_PEAK if cpu_products() == "avx2" else INT8_PEAK
+"""the largest entry of a weight's row"""
 EXPONENTS = tuple(-scale * math.log2(math.e) for scale in (1, 1, 1, 2))
 """by which the gates (entry, forget, exit, candidate) are to be multiplied beforehand: with x such a product, and so
 2**x = e**-gate, sigmoid is 1 / (1 + 2**x), and tanh (1 - 2**x) / (1 + 2**x), for which the candidate counts twice"""
@@ -94,10 +98,10 @@ def _quantised(weights: LstmWeights, *, of_embeddings: bool) -> TileLayer:
 
     both = [by_gate(weight).flatten(0, 1) for weight in (weights.input_weight, weights.hidden_weight)]
     if of_embeddings:
-        (inputs, input_scale), (hidden, hidden_scale) = (quantise_rows(rows) for rows in both)
+        (inputs, input_scale), (hidden, hidden_scale) = (quantise_rows(rows, peak=WEIGHT_PEAK) for rows in both)
         scales = [hidden_scale / INT8_PEAK, input_scale]
     else:
-        rows, scale = quantise_rows(torch.cat(both, 1))
+        rows, scale = quantise_rows(torch.cat(both, 1), peak=WEIGHT_PEAK)
         inputs, hidden = torch.split(rows, [part.shape[1] for part in both], 1)
         scales = [scale / INT8_PEAK]
     filled = [functional.pad(rows, (0, -rows.shape[1] % BLOCK)) for rows in (inputs, hidden)]

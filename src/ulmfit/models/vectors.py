@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from llvmlite import ir
 
+from ulmfit.compute import cpu_has
+
 LANES = 16
 
 _ALLOWED = ("contract",)
@@ -24,6 +26,8 @@ MOST_POWER = 39.0
 """a power of two whose cube is still a float32, and whose reciprocal is nothing beside 1"""
 LEAST_POWER = -126.0
 """of two, that a float32 has with all its digits"""
+VAST_POWER = 127.0
+"""of two, which a product with anything that is greater takes beyond all float32"""
 _POWER = (0.0013274633, 0.0096719619, 0.055506784, 0.24022235, 0.69314706, 1.0)
 """2**x from -.5 to .5, from the highest power of x down: the polynomial that is 1 at 0 and whose greatest relative
 error, 1.1e-7 with coefficients in float32, is the least (by a linear program over 4,001 points)"""
@@ -94,8 +98,13 @@ class Vector:
         shifted = build.shl(build.bitcast(whole.value, kind), ir.Constant(kind, [23] * self.count))
         return Vector(build, build.bitcast(build.add(build.bitcast(value.value, kind), shifted), _floats(self.count)))
 
-    def power_of_two_by_avx512(self, most: float = math.inf) -> Vector:
-        """2**x in fewer steps; of an x beyond the limit it is that of the limit, far below 0 it is 0."""
+    def power_of_two_up_to(self, most: float = math.inf) -> Vector:
+        """2**x; of an x beyond the limit it is that of the limit, or where there is none vast; far below 0 next to 0.
+
+        By AVX-512 it takes fewer steps than `power_of_two`.
+        """
+        if not cpu_has("avx512dq"):
+            return self.power_of_two(LEAST_POWER, min(most, VAST_POWER))
         exponent = self if most == math.inf else self._limited(">", most)
         rest = exponent.written("vreduceps $$9, $1, $0")  # from the greatest integer that is no greater
         value = rest.like(_POWER_FROM_0[0])
