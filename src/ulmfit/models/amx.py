@@ -1,8 +1,8 @@
 """Products of int8 by AMX, for kernels that Numba compiles: of whole tiles, which no library gives piece by piece.
 
-A tile is a register of 16 rows of 64 bytes, and there are eight. One instruction multiplies two tiles of int8 and adds
-the 16 x 16 sums, int32, to a third: of the second factor each row holds four numbers of each of 16 columns. See Intel's
-"Architecture Instruction Set Extensions Programming Reference", chapter 3.
+A tile is a register of 16 rows of 64 bytes, and there are eight. One instruction multiplies two tiles of int8, the
+first without a sign, and adds the 16 x 16 sums, int32, to a third: of the second factor each row holds four numbers of
+each of 16 columns. See Intel's "Architecture Instruction Set Extensions Programming Reference", chapter 3.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from ulmfit.models.compiled import intrinsic, part, signature
+from ulmfit.models.row_products import multiply_few as multiply_rows
 from ulmfit.models.tile_gates import COUNT, pass_two
 from ulmfit.models.tile_weights import BLOCK, FOURS, ROWS, TILE
 
 MEANWHILE = True
 """whether gates are passed beside products: these wait for tiles, and other units of the core are free"""
+BY_VECTORS = 1
+"""rows that AVX-512 VNNI multiplies faster: a lone one, for which a tile is loaded as for two, and slower"""
 _BLOCKS_A_PAIR = 2
 """blocks of products for the gates of two rows, which take as long at most"""
 _TILES = 8
@@ -60,20 +63,14 @@ def release(typing):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def clear_sums(typing):  # type: ignore[no-untyped-def]
-    """Set the tiles 0 to 3, of sums, to zero."""
-    return _instructions(0, "tilezero %tmm0\ntilezero %tmm1\ntilezero %tmm2\ntilezero %tmm3")
-
-
-@intrinsic
-def load_two_by_two(typing, first, second, stride):  # type: ignore[no-untyped-def]
-    """Begin with sums that `store_two_by_two` wrote, or such."""
+def load_sums(typing, first, second, third, fourth, stride):  # type: ignore[no-untyped-def]
+    """Begin with sums that lie so far from row to row, or where it is 0 with the same for all rows."""
     return _instructions(
-        3,
-        """tileloadd ($0,$2), %tmm0
-        tileloadd ($1,$2), %tmm1
-        tileloadd 1024($0,$2), %tmm2
-        tileloadd 1024($1,$2), %tmm3""",
+        5,
+        """tileloadd ($0,$4), %tmm0
+        tileloadd ($1,$4), %tmm1
+        tileloadd ($2,$4), %tmm2
+        tileloadd ($3,$4), %tmm3""",
     )
 
 
@@ -84,12 +81,12 @@ def add_two_by_two(typing, upper, lower, columns, stride):  # type: ignore[no-un
         4,
         """tileloadd ($0,$3), %tmm4
         tileloadd ($2,$3), %tmm6
-        tdpbssd %tmm6, %tmm4, %tmm0
+        tdpbusd %tmm6, %tmm4, %tmm0
         tileloadd 1024($2,$3), %tmm7
-        tdpbssd %tmm7, %tmm4, %tmm1
+        tdpbusd %tmm7, %tmm4, %tmm1
         tileloadd ($1,$3), %tmm5
-        tdpbssd %tmm6, %tmm5, %tmm2
-        tdpbssd %tmm7, %tmm5, %tmm3""",
+        tdpbusd %tmm6, %tmm5, %tmm2
+        tdpbusd %tmm7, %tmm5, %tmm3""",
     )
 
 
@@ -106,31 +103,19 @@ def store_two_by_two(typing, first, second, stride):  # type: ignore[no-untyped-
 
 
 @intrinsic
-def load_one_by_four(typing, first, second, third, fourth, stride):  # type: ignore[no-untyped-def]
-    """Begin with sums that `store_one_by_four` wrote, or such."""
-    return _instructions(
-        5,
-        """tileloadd ($0,$4), %tmm0
-        tileloadd ($1,$4), %tmm1
-        tileloadd ($2,$4), %tmm2
-        tileloadd ($3,$4), %tmm3""",
-    )
-
-
-@intrinsic
 def add_one_by_four(typing, rows, columns, stride):  # type: ignore[no-untyped-def]
     """Add the products of one tile of rows with four of columns that follow each other; the stride is 64."""
     return _instructions(
         3,
         """tileloadd ($0,$2), %tmm4
         tileloadd ($1,$2), %tmm5
-        tdpbssd %tmm5, %tmm4, %tmm0
+        tdpbusd %tmm5, %tmm4, %tmm0
         tileloadd 1024($1,$2), %tmm6
-        tdpbssd %tmm6, %tmm4, %tmm1
+        tdpbusd %tmm6, %tmm4, %tmm1
         tileloadd 2048($1,$2), %tmm7
-        tdpbssd %tmm7, %tmm4, %tmm2
+        tdpbusd %tmm7, %tmm4, %tmm2
         tileloadd 3072($1,$2), %tmm5
-        tdpbssd %tmm5, %tmm4, %tmm3""",
+        tdpbusd %tmm5, %tmm4, %tmm3""",
     )
 
 
@@ -189,8 +174,7 @@ def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # t
     """32 rows by 16 units of all gates: sums (4, ..., 16) int32; of rows that wait, how many are passed then.
 
     rows, more  (address, fours), where the rows' first entries lie and where the others, maybe none, and a row's length
-    begin       (address, from gate to gate, from row to row), what sums begin with: zero where all rows have the same,
-                as these are offsets, which AMX has no need of
+    begin       (address, from gate to gate, from row to row), what sums begin with
     into        (address, from gate to gate), of the sums
     waiting, passed
                 rows whose gates are passed meanwhile, and how many of them are already
@@ -199,10 +183,8 @@ def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # t
     from_, from_stride, each = begin
     sums, stride = into
     for half in range(2):
-        if each:
-            load_two_by_two(from_ + half * 2 * from_stride, from_ + (half * 2 + 1) * from_stride, each)
-        else:
-            clear_sums()
+        one, other = from_ + half * 2 * from_stride, from_ + (half * 2 + 1) * from_stride
+        load_sums(one, other, one + ROWS * each, other + ROWS * each, each)
         columns = weight + half * 2 * TILE
         passed = _add_pair(rows, columns, waiting, passed)
         passed = _add_pair(more, columns + _blocks(rows[1]) * 4 * TILE, waiting, passed)
@@ -212,13 +194,12 @@ def multiply_pair(rows, more, weight, begin, into, waiting, passed, ahead):  # t
 
 @part
 def multiply_few(rows, count, more, weight, begin, into, waiting, passed, ahead):  # type: ignore[no-untyped-def]
-    """The same of up to 16 rows, for which tiles are configured."""
+    """The same of up to 16 rows, for which tiles are configured where there are more than `BY_VECTORS`."""
     from_, from_stride, each = begin
     sums, stride = into
-    if each:
-        load_one_by_four(from_, from_ + from_stride, from_ + 2 * from_stride, from_ + 3 * from_stride, each)
-    else:
-        clear_sums()
+    if count <= BY_VECTORS:
+        return multiply_rows(rows, count, more, weight, begin, into, waiting, passed, ahead)
+    load_sums(from_, from_ + from_stride, from_ + 2 * from_stride, from_ + 3 * from_stride, each)
     passed = _add_few(rows, weight, waiting, passed)
     passed = _add_few(more, weight + _blocks(rows[1]) * 4 * TILE, waiting, passed)
     store_one_by_four(sums, sums + stride, sums + 2 * stride, sums + 3 * stride, BLOCK)

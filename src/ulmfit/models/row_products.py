@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from ulmfit.compute import CpuProducts, cpu_products
 from ulmfit.models.compiled import intrinsic, part, signature
-from ulmfit.models.tile_weights import BLOCK, FETCH_ROWS, FOURS, GATES, ROWS, TILE, UNITS
+from ulmfit.models.tile_weights import BLOCK, FETCH_ROWS, FOURS, GATES, PAIR, ROWS, TILE, UNITS
 from ulmfit.models.vectors import load, moved, store
 
-MEANWHILE = False
-"""no gates are passed beside products, which leave them none of the core's units"""
+MEANWHILE, BY_VECTORS = False, PAIR
+"""no gates are passed beside products, which leave them none of the core's units; all rows are multiplied so"""
 _WORD = ir.IntType(64)
 _FETCH = ir.FunctionType(ir.VoidType(), [_WORD])
 
@@ -66,7 +66,7 @@ _KINDS: dict[CpuProducts, _Registers] = {
     "avx_vnni": _Registers(8, 4, 1, functools.partial(_dot_by, "{vex} vpdpbusd")),
     "avx2": _Registers(8, 4, 1, _dot_by_avx2),
 }
-_HERE = _KINDS[cpu_products() or "avx2"]
+_HERE = _KINDS.get(cpu_products() or "avx2", _KINDS["avx512_vnni"])  # what has AMX has that as well
 _TOGETHER = _HERE.rows
 _COLUMNS = _whole_numbers(_HERE.columns)
 

@@ -6,9 +6,9 @@ import functools
 import math
 from typing import Any
 
-from ulmfit.int8_rows import INT8_PEAK
+from ulmfit.int8_rows import CODE_OF_ZERO, INT8_PEAK
 from ulmfit.models.compiled import intrinsic, part, signature
-from ulmfit.models.tile_weights import BLOCK, EXPONENTS, GATES, ROWS, SIGN, TILE, UNITS
+from ulmfit.models.tile_weights import BLOCK, EXPONENTS, GATES, ROWS, TILE, UNITS
 from ulmfit.models.vectors import MOST_POWER, Vector, load_floats, load_ints, moved, nth_row, spread, store
 
 NONE_WAIT: tuple[Any, ...] = (0,) * 12
@@ -53,7 +53,7 @@ def _gates(build: Any, operands: Any, rows: int) -> None:
     squashed = (after * EXPONENTS[-1]).power_of_two_up_to(MOST_POWER)
     both = squashed + 1
     value: Vector = (1 - squashed) / (exit_ * both + both)
-    rounded = (value * INT8_PEAK).nearest_byte(SIGN)
+    rounded = (value * INT8_PEAK).nearest_byte(CODE_OF_ZERO)
     for number in range(rows):
         store(build, nth_row(build, rounded, number), moved(build, hidden, number * BLOCK))
         store(build, nth_row(build, value.value, number), moved(build, output, number, output_stride))

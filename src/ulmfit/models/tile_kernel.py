@@ -4,7 +4,7 @@ A product by a library writes its sums to memory, and the gates' arithmetic read
 a time. Here sixteen units of up to 32 rows go from products to gates to the hidden vector within the first-level cache;
 weights stream by once a step.
 
-Rows of int8, each number `SIGN` more, lie in tiles, (tiles, blocks, 16, 64): row r of tile t is row 16 t + r of all,
+Rows of int8, each number 128 more, lie in tiles, (tiles, blocks, 16, 64): row r of tile t is row 16 t + r of all,
 with its entries in blocks of 64. Rows of a step follow those of the step before.
 """
 
@@ -19,9 +19,17 @@ from ulmfit.models.tile_gates import NONE_WAIT, pass_rest
 from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, TILE, UNITS
 
 if cpu_products() == "amx":
-    from ulmfit.models.amx import MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
+    from ulmfit.models.amx import BY_VECTORS, MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
 else:
-    from ulmfit.models.row_products import MEANWHILE, configurations, configure, multiply_few, multiply_pair, release
+    from ulmfit.models.row_products import (
+        BY_VECTORS,
+        MEANWHILE,
+        configurations,
+        configure,
+        multiply_few,
+        multiply_pair,
+        release,
+    )
 
 TABLES = configurations()
 """for `configure`"""
@@ -88,7 +96,7 @@ def read_steps(  # type: ignore[no-untyped-def]
     inputs    int8 (tiles, blocks, 16, 64), with float32 `scales` (16 * tiles,) of their rows
     weight    int8 (units / 16, blocks of inputs and of hidden vectors, 4, 16, 64), the gates entry, forget, exit and
               candidate: each tile has, for 16 units, in row k the entries 4 k to 4 k + 3 of all
-    offsets   int32 (units / 16, 1 or 2, 4, 16), what sums begin with, as rows have `SIGN` more: of all products in one
+    offsets   int32 (units / 16, 1 or 2, 4, 16), what sums begin with, as rows have 128 more: of all products in one
               sum, or of those with inputs and with hidden vectors in two
     constants float32 (units / 16, 2 or 3, 4, 16), all times `EXPONENTS`: bias, scale of the sum, or of that with hidden
               vectors, and scale of that with inputs, with which alone the `scales` are used
@@ -120,7 +128,7 @@ def read_steps(  # type: ignore[no-untyped-def]
             row = 0
             while row < rows:
                 count = PAIR if rows - row >= PAIR else min(ROWS, rows - row)
-                if configured != min(ROWS, count):
+                if count > BY_VECTORS and configured != min(ROWS, count):
                     configured = min(ROWS, count)
                     configure(np.int64(tables.ctypes.data) + configured * BLOCK)
                 place, ahead = step * rows + row, ahead_of(far, row, rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ulmfit.compute import cpu_products
-from ulmfit.int8_rows import INT8_PEAK, PAIRED_PEAK, quantise_rows
+from ulmfit.int8_rows import CODE_OF_ZERO, INT8_PEAK, PAIRED_PEAK, quantise_rows
 from ulmfit.models.lstm_products import LstmWeights
 
 GATES = 4
@@ -24,8 +24,6 @@ TILE = ROWS * BLOCK
 """bytes of a tile"""
 FETCH_ROWS = 8
 """beside which some of the weights that come next are fetched"""
-SIGN = 0 if cpu_products() == "amx" else 128
-"""what rows' numbers are kept as more than they are: but for AMX, products want them without a sign"""
 WEIGHT_PEAK = PAIRED_PEAK if cpu_products() == "avx2" else INT8_PEAK
 """the largest entry of a weight's row"""
 EXPONENTS = tuple(-scale * math.log2(math.e) for scale in (1, 1, 1, 2))
@@ -61,7 +59,7 @@ class TileStackWeights:
     """An encoder to predict with."""
 
     table: Tensor
-    """(words, 64 * blocks) int8: the embeddings, `SIGN` more"""
+    """(words, 64 * blocks) int8: the embeddings, `CODE_OF_ZERO` more"""
     scales: Tensor
     """(words,) of their rows"""
     layers: tuple[TileLayer, ...]
@@ -77,8 +75,8 @@ def quantise_for_tiles(embeddings: Tensor, layers: Sequence[LstmWeights]) -> Til
 
 
 def signed(rows: Tensor) -> Tensor:
-    """Int8 as rows have them, or rows as int8 again: `SIGN` more, whose carry is lost."""
-    return rows ^ -SIGN if SIGN else rows
+    """Int8 as rows have them, or rows as int8 again: `CODE_OF_ZERO` more, whose carry is lost."""
+    return rows ^ -CODE_OF_ZERO
 
 
 def _quantised(weights: LstmWeights, *, of_embeddings: bool) -> TileLayer:
@@ -107,7 +105,7 @@ def _quantised(weights: LstmWeights, *, of_embeddings: bool) -> TileLayer:
     filled = [functional.pad(rows, (0, -rows.shape[1] % BLOCK)) for rows in (inputs, hidden)]
     weight = torch.cat(filled, 1)
     tiles = weight.view(GATES, -1, UNITS, weight.shape[1] // BLOCK, BLOCK // 4, 4).permute(1, 3, 0, 4, 2, 5)
-    offsets = [rows.sum(1, dtype=torch.int32).mul_(-SIGN) for rows in (filled if of_embeddings else [weight])]
+    offsets = [rows.sum(1, dtype=torch.int32).mul_(-CODE_OF_ZERO) for rows in (filled if of_embeddings else [weight])]
     bias = by_gate(weights.input_bias + weights.hidden_bias)
     constants = [part.view(GATES, -1) * exponents for part in (bias, *scales)]
     fours = -(-weights.input_weight.shape[1] // 4), -(-size // 4)
