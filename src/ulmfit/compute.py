@@ -77,8 +77,7 @@ def choose_prediction_dtype(precision: PredictionPrecision, device: torch.device
     if precision == "int8":
         _check_int8(device)
         return torch.int8
-    on_cpu = device.type == "cpu" and (cpu_products() is not None or _cpu_multiplies_int8())
-    if precision == "auto" and (on_cpu or (device.type == "cuda" and _gpu_multiplies_int8(device))):
+    if precision == "auto" and (_gpu_multiplies_int8(device) if device.type == "cuda" else _cpu_multiplies_int8()):
         return torch.int8
     return choose_dtype(precision, device)
 
@@ -121,8 +120,8 @@ def kernels_can_be_made() -> bool:
 
 
 def _cpu_multiplies_int8() -> bool:
-    """AMX or AVX-512 VNNI, and a product of PyTorch's that is right, which is private to it as well."""
-    return _int8_product_is_right() and _torch_finds(_AMX, _VNNI)
+    """By kernels; or without, AMX or AVX-512 VNNI and a product of PyTorch's that is right, which is private to it."""
+    return cpu_products() is not None or (_int8_product_is_right() and _torch_finds(_AMX, _VNNI))
 
 
 def _int8_product_is_right() -> bool:
@@ -142,6 +141,7 @@ def _int8_product_is_right() -> bool:
     return True
 
 
+@functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
     """AMX or AVX-512 BF16."""
     return _torch_finds(_AMX, _AVX512_BF16)

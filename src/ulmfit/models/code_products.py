@@ -21,7 +21,7 @@ from ulmfit.models.cpu_products import as_integers
 from ulmfit.models.fetching import ahead_of
 from ulmfit.models.row_products import multiply_few
 from ulmfit.models.tile_gates import NONE_WAIT
-from ulmfit.models.tile_weights import BLOCK, GATES, ROWS, TILE, UNITS
+from ulmfit.models.tile_weights import BLOCK, GATES, ROWS, TILE, UNITS, in_tiles
 from ulmfit.models.vectors import load_everywhere, load_floats, load_ints, store_bfloat16
 
 GROUP = GATES * UNITS
@@ -52,9 +52,8 @@ class _TiledWeight:
         rows = len(codes)
         if rows % ROWS or self.inputs % BLOCK:
             codes = functional.pad(codes, (0, -self.inputs % BLOCK, 0, -rows % ROWS))
-        tiles = codes.view(-1, ROWS, codes.shape[1] // BLOCK, BLOCK).transpose(1, 2).contiguous()
         out = torch.empty(rows, self.outputs, dtype=torch.bfloat16)
-        _multiply(tiles.numpy(), *self._of_weight, as_integers(out), scale, -(-self.inputs // 4))
+        _multiply(in_tiles(codes).numpy(), *self._of_weight, as_integers(out), scale, -(-self.inputs // 4))
         return out
 
 

@@ -29,7 +29,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, drawn: bool) -> Tensor:
         with_hidden, with_weight, with_bias, *_ = ctx.needs_input_grad
-        if drawn and draws_serve(hidden, len(weight)):
+        if drawn:
             threads = min(MOST_THREADS, torch.get_num_threads())
             found = drawn_cross_entropy(hidden, weight, bias, targets, threads=threads)
             total, *ctx.gradients = found
@@ -141,9 +141,11 @@ def linear_cross_entropy(
     target of -100 is left out of the sum. Where `drawn`, gradients may be made of probabilities rounded at random, on a
     CPU in bfloat16 and with many classes (`softmax_draws`).
     """
-    if not (drawn and draws_serve(hidden, len(weight))) and _is_slow(hidden):
+    learning = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    drawn = drawn and learning and draws_serve(hidden, len(weight))
+    if not drawn and _is_slow(hidden):
         hidden = hidden.float()
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+    if learning:
         loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, targets, drawn)  # type: ignore[no-untyped-call]
         return loss
     table, offsets = weight.to(hidden.dtype), bias.to(hidden.dtype)

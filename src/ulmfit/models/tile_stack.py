@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ulmfit.compute import cpu_products
 from ulmfit.models.jobs import evenly, run_jobs, waves
-from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights, signed
+from ulmfit.models.tile_weights import BLOCK, GATES, PAIR, ROWS, UNITS, TileLayer, TileStackWeights, in_tiles, signed
 
 FEW_ROWS = 64 if cpu_products() == "amx" else 16
 """rows of a step up to which inputs of several steps are multiplied at once, as the weights stream by for so few"""
@@ -37,7 +37,7 @@ def tile_stack(tokens: Tensor, state: State | None, weights: TileStackWeights) -
     rows = _rows_of_a_step(batch)
     ids = functional.pad(tokens, (0, rows - batch)).flatten()
     ids = functional.pad(ids, (0, -len(ids) % ROWS))
-    inputs, scales = _in_tiles(weights.table.index_select(0, ids)), weights.scales.index_select(0, ids)
+    inputs, scales = in_tiles(weights.table.index_select(0, ids)), weights.scales.index_select(0, ids)
     ones = torch.ones_like(scales)
     runs: list[_Run] = []
     for depth, layer in enumerate(weights.layers):
@@ -54,11 +54,6 @@ def tile_stack(tokens: Tensor, state: State | None, weights: TileStackWeights) -
 def _rows_of_a_step(batch: int) -> int:
     """So many that no step's rows lie in two tiles, or a whole number of tiles."""
     return 1 << (batch - 1).bit_length() if batch <= ROWS else batch + -batch % ROWS
-
-
-def _in_tiles(rows: Tensor) -> Tensor:
-    """(rows, 64 * blocks) -> (rows / 16, blocks, 16, 64)."""
-    return rows.view(-1, ROWS, rows.shape[1] // BLOCK, BLOCK).transpose(1, 2).contiguous()
 
 
 @dataclass(slots=True)
@@ -103,7 +98,7 @@ class _Run:
             inputs,
             scales,
             rows,
-            _in_tiles(before),
+            in_tiles(before),
             cells,
             outputs,
             torch.empty(exact, layer.units),

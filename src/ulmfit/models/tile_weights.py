@@ -74,6 +74,11 @@ def quantise_for_tiles(embeddings: Tensor, layers: Sequence[LstmWeights]) -> Til
     return TileStackWeights(table, scales, made)
 
 
+def in_tiles(rows: Tensor) -> Tensor:
+    """(rows, 64 * blocks) -> (rows / 16, blocks, 16, 64)."""
+    return rows.view(-1, ROWS, rows.shape[1] // BLOCK, BLOCK).transpose(1, 2).contiguous()
+
+
 def signed(rows: Tensor) -> Tensor:
     """Int8 as rows have them, or rows as int8 again: `CODE_OF_ZERO` more, whose carry is lost."""
     return rows ^ -CODE_OF_ZERO
