@@ -184,10 +184,12 @@ def encode(values, factor, codes):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def integers_by_row(matrix, integers, scales, peak):  # type: ignore[no-untyped-def]
-    """Of bfloat16 (rows, columns), with a scale for each row, whose largest entry becomes the peak."""
+def integers_by_row(matrix, integers, scales, peak, factor):  # type: ignore[no-untyped-def]
+    """Of bfloat16 (rows, columns), with a scale for each row, whose largest entry becomes the peak.
+
+    factor    float32 (1,), used up
+    """
     rows, columns = matrix.shape
-    factor = np.empty(1, np.float32)
     for row in range(rows):
         start = np.int64(matrix.ctypes.data) + 2 * row * columns
         scales[row] = _greatest_size(start, columns // LANES) / np.float32(peak)
@@ -198,12 +200,15 @@ def integers_by_row(matrix, integers, scales, peak):  # type: ignore[no-untyped-
 
 
 @kernel
-def integers_by_column(matrix, of_rows, integers, scales, peak):  # type: ignore[no-untyped-def]
-    """Of bfloat16 (rows, columns) times a factor for each row, with a scale for each column."""
+def integers_by_column(matrix, of_rows, integers, scales, peak, factors):  # type: ignore[no-untyped-def]
+    """Of bfloat16 (rows, columns) times a factor for each row, with a scale for each column.
+
+    factors   float32 (columns,), used up
+    """
     rows, columns = matrix.shape
     start, blocks = np.int64(matrix.ctypes.data), columns // LANES
     first = np.int64(of_rows.ctypes.data)
-    factors = np.zeros(columns, np.float32)
+    factors[:] = 0
     address = np.int64(factors.ctypes.data)
     for row in range(rows):
         _raise_peaks(start + 2 * row * columns, blocks, first + 4 * row, address)

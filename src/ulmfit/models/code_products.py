@@ -53,7 +53,9 @@ class _TiledWeight:
         if rows % ROWS or self.inputs % BLOCK:
             codes = functional.pad(codes, (0, -self.inputs % BLOCK, 0, -rows % ROWS))
         out = torch.empty(rows, self.outputs, dtype=torch.bfloat16)
-        _multiply(in_tiles(codes).numpy(), *self._of_weight, as_integers(out), scale, -(-self.inputs // 4))
+        space, last = np.empty((GATES, ROWS, UNITS), np.int32), np.empty(UNITS, np.int16)
+        worth, fours = np.array([scale], np.float32), -(-self.inputs // 4)
+        _multiply(in_tiles(codes).numpy(), *self._of_weight, as_integers(out), worth, fours, space, last)
         return out
 
 
@@ -70,20 +72,22 @@ def _write_scaled(typing, sums, scales, bias, scale, out):  # type: ignore[no-un
 
 
 @kernel
-def _multiply(tiles, weight, begin, scales, bias, out, scale, fours):  # type: ignore[no-untyped-def]
-    """Rows of codes (tiles, blocks, 16, 64), worth `scale` each, by a weight.
+def _multiply(tiles, weight, begin, scales, bias, out, worth, fours, space, last):  # type: ignore[no-untyped-def]
+    """Rows of codes (tiles, blocks, 16, 64), worth so much each, by a weight.
 
     weight    int8 (groups, blocks, 4, 16, 64)
     begin     int32 (groups, 4, 16), what sums begin with
     scales, bias
               float32 (64 * groups,)
     out       bfloat16 (rows, outputs)
+    worth     float32 (1,)
+    fours     that hold a row's codes
+    space     int32 (4, 16, 16)
+    last      (16,) bfloat16
     """
     rows, outputs = out.shape
     blocks = weight.shape[1]
-    space, worth = np.empty((GATES, ROWS, UNITS), np.int32), np.full(1, scale, np.float32)
     sums, stride, each = np.int64(space.ctypes.data), ROWS * UNITS * 4, np.int64(worth.ctypes.data)
-    last = np.empty(UNITS, np.int16)
     for group in range(len(weight)):
         columns = np.int64(weight.ctypes.data) + group * blocks * GATES * TILE
         offset = np.int64(begin.ctypes.data) + group * GATES * UNITS * 4

@@ -19,7 +19,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compiled; other threads of Python go on meanwhile.
 
     It is kept beside the source, or in the user's cache; where neither can be written to it is compiled by each
-    process, for some five seconds. Arguments are arrays and numbers, and what they hold is not checked.
+    process, for some five seconds. Arguments are arrays and numbers, and what they hold is not checked. An array whose
+    address is taken is an argument: one that a kernel makes is gone once its name is last used, address or not.
     """
     try:
         return numba.njit(nogil=True, cache=True)(function)

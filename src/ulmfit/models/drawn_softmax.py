@@ -60,8 +60,8 @@ def drawn_cross_entropy(
 
     def draw(start: int, end: int) -> None:
         part = slice(start, end)
-        logits = as_integers(to_logits(codes[part], bound / INT8_PEAK))
-        draw_rows(logits, aims[part], losses[part], begin[part], classes[part], amounts[part], counts[part])
+        logits, powers = as_integers(to_logits(codes[part], bound / INT8_PEAK)), np.empty(width, np.float32)
+        draw_rows(logits, aims[part], losses[part], begin[part], classes[part], amounts[part], counts[part], powers)
         ends = first[part] + counts[part]
         weighted_sums(first[part], ends, classes.ravel(), amounts.ravel(), of_table, of_hidden.numpy()[part])
 

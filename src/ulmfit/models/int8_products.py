@@ -59,7 +59,8 @@ def by_row(matrix: Tensor) -> tuple[Tensor, Tensor]:
     from ulmfit.models.code_kernel import integers_by_row
 
     integers, scales = torch.empty(matrix.shape, dtype=torch.int8), torch.empty(len(matrix))
-    integers_by_row(as_integers(matrix.contiguous()), integers.numpy(), scales.numpy(), weight_peak())
+    factor = np.empty(1, np.float32)
+    integers_by_row(as_integers(matrix.contiguous()), integers.numpy(), scales.numpy(), weight_peak(), factor)
     return integers, scales
 
 
@@ -69,7 +70,8 @@ def by_column(matrix: Tensor, of_rows: Tensor) -> tuple[Tensor, Tensor]:
 
     integers, scales = torch.empty(matrix.shape, dtype=torch.int8), torch.empty(matrix.shape[1])
     of_rows_, integers_, scales_ = (tensor.contiguous().numpy() for tensor in (of_rows, integers, scales))
-    integers_by_column(as_integers(matrix.contiguous()), of_rows_, integers_, scales_, weight_peak())
+    factors = np.empty(matrix.shape[1], np.float32)
+    integers_by_column(as_integers(matrix.contiguous()), of_rows_, integers_, scales_, weight_peak(), factors)
     return integers, scales
 
 

@@ -120,19 +120,19 @@ def _keep(classes, amounts, count, class_, amount):  # type: ignore[no-untyped-d
 
 
 @kernel
-def draw_rows(logits, targets, losses, begin, classes, amounts, counts):  # type: ignore[no-untyped-def]
+def draw_rows(logits, targets, losses, begin, classes, amounts, counts, powers):  # type: ignore[no-untyped-def]
     """Cross entropy of each row of bfloat16 (rows, classes), and what its gradient is made of.
 
     begin     (rows, 32) float32, what sums begin with; used up
     classes, amounts
               (rows, `MOST`) of each row the first `counts`: classes and their gradients, in steps of 1 / `STEPS`
+    powers    (classes,) float32, used up
 
     Rows with a negative target get loss 0 and nothing else.
     """
     rows, width = logits.shape
     blocks = width // AT_ONCE
     whole = blocks * AT_ONCE
-    powers = np.empty(width, np.float32)
     into = np.int64(powers.ctypes.data)
     for row in range(rows):
         start = np.int64(logits.ctypes.data) + row * width * _BYTES
