@@ -33,6 +33,7 @@ from ulmfit.config import (
     TuneConfig,
     TuneSettings,
 )
+from ulmfit.heap import share_heap
 from ulmfit.learning.language_model import LanguageModelText, learn_language_models
 from ulmfit.learning.reading import classify_documents
 from ulmfit.learning.setting import Setting, open_setting
@@ -45,6 +46,8 @@ from ulmfit.text.tokenizer import Tokenizer
 from ulmfit.text.words import SPECIALS
 from ulmfit.training.events import silent
 from ulmfit.training.stage import Stage
+
+share_heap()  # as the command does when it begins
 
 OPTIMIZER = OptimizerConfig(gradient_clip=0.25)
 

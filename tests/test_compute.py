@@ -3,12 +3,10 @@
 import json
 import platform
 import re
-import resource
 import sys
 import threading
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,7 +18,6 @@ from ulmfit.compute import (
     hardware,
     in_threads,
     kernels_can_be_made,
-    memory_kept,
 )
 from ulmfit.errors import ConfigError
 
@@ -218,23 +215,3 @@ def test_what_is_raised_in_a_thread_is_raised_here(threads):
         with pytest.raises(ValueError, match="item 2"):
             in_threads(work, [1, 2])
         assert torch.get_num_threads() == 2
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_memory_that_is_kept_is_not_asked_for_again_and_given_back_in_the_end():
-    def pages_touched():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        # By numpy, which asks for just so much: PyTorch wants it aligned, and may find the hole too small.
-        np.ones(2**27, dtype=np.uint8)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    with memory_kept():
-        first, second = pages_touched(), pages_touched()
-    afterwards = pages_touched()
-    assert 8 * second < min(first, afterwards)
-
-
-def test_without_glibc_memory_is_left_alone(monkeypatch):
-    monkeypatch.setattr("ulmfit.compute.ctypes.CDLL", lambda name: object())
-    with memory_kept():
-        pass

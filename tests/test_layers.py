@@ -19,7 +19,7 @@ PACKAGE = "ulmfit"
 LAYERS = (
     {"errors"},
     {"config"},
-    {"presets", "compute", "int8_rows"},
+    {"presets", "compute", "heap", "int8_rows"},
     {"text", "models", "training"},
     {"card", "weights", "bag_of_words", "bundle", "run_folder", "curves"},
     {"pretrained"},

@@ -35,6 +35,7 @@ from ulmfit.flags import (
     parse_settings,
     with_settings,
 )
+from ulmfit.heap import share_heap
 
 app = App(
     name="ulmfit",
@@ -376,6 +377,7 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; a user's error is one line on stderr and exit code 2, a bug keeps its traceback."""
+    share_heap()
     words = sys.argv[1:] if arguments is None else arguments
     again = "the same command" if words and words[0] in ("experiment", "ablate") else "--resume"
     with explained_end(again=again):

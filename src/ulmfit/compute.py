@@ -12,9 +12,8 @@ import shutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -40,8 +39,6 @@ _FEATURES: dict[CpuProducts, str] = {
 """what LLVM calls a processor's having them, the fastest first"""
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 """of Linux on x86-64, by which a process asks once before it uses AMX's tiles"""
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""of free memory given back to the system, and of blocks that come from there one by one: from glibc's malloc.h"""
 
 
 def choose_device(name: str) -> torch.device:
@@ -210,29 +207,6 @@ def in_threads(work: Callable[[Item], None], items: Sequence[Item]) -> None:
             list(pool.map(work, items))
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def memory_kept() -> Iterator[None]:
-    """Inside, what is freed stays with the process, to be used again: training asks for the same sizes in every step.
-
-    glibc would give large blocks back to the system, which clears each page anew. Where there is another C library
-    nothing changes. Afterwards all that is free is given back.
-    """
-    try:
-        change, give_back = (getattr(ctypes.CDLL(None), name) for name in ("mallopt", "malloc_trim"))
-    except (AttributeError, OSError, TypeError):  # another library; a system that has no such names
-        yield
-        return
-    change(_MMAP_THRESHOLD, 2**30)
-    change(_TRIM_THRESHOLD, -1)  # never
-    try:
-        yield
-    finally:
-        # The most that glibc's own, moving thresholds come to; once set they stand still.
-        change(_MMAP_THRESHOLD, 2**25)
-        change(_TRIM_THRESHOLD, 2**26)
-        give_back(0)
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import torch
 from torch.nn import functional
 
 from ulmfit.bundle import LanguageModelBundle
-from ulmfit.compute import memory_kept
 from ulmfit.config import TrainConfig, TuneSettings
 from ulmfit.errors import CheckpointError, TokenizerError
+from ulmfit.heap import memory_kept
 from ulmfit.learning.budget import Budget, Plan, choose, described, fits_all_labelled
 from ulmfit.learning.classifier import classifier_stage, start_of_classifying
 from ulmfit.learning.costs import Costs, Sizes, Vocabulary

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ulmfit.bundle import ClassifierBundle, LanguageModelBundle
-from ulmfit.compute import choose_dtype, hardware, memory_kept
+from ulmfit.compute import choose_dtype, hardware
 from ulmfit.config import ClassifyConfig, Config, PretrainConfig, RunConfig, TrainConfig, TuneConfig
 from ulmfit.curves import CURVE, can_draw, draw_perplexity
+from ulmfit.heap import memory_kept
 from ulmfit.models.encoder import LayerGroup
 from ulmfit.models.int8_products import choose_learning_dtype
 from ulmfit.run_folder import PROFILE, RunFolder, open_run
