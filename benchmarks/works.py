@@ -175,10 +175,10 @@ def cpu_works(folder: str, *, tiny: bool) -> list[Work]:
         )
     small = model | {"embedding": 32, "hidden": 64, "batch": 8 if tiny else 256}
     # One epoch more than is run: an epoch's unit ends where the next one asks for leave.
-    small |= {"tokenizer": f"{folder}/few-words.json", "held_out": 20, "epochs": 5}
+    small |= {"tokenizer": f"{folder}/few-words.json", "held_out": 20, "epochs": 11}
     for corpus, title, epochs in (
-        ("corpus", "training of a small model, after each of four epochs", 4),
-        ("corpus-ten-times", "the same after one epoch of a corpus ten times as large", 1),
+        ("corpus", "training of a small model, after each of ten epochs", 10),
+        ("corpus-ten-times", "the same after one epoch, of as many steps, of a corpus ten times as large", 1),
     ):
         works.append(
             Work(
