@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from benchmarks.data import SHORT
+
 
 @dataclass(frozen=True)
 class Task:
@@ -139,6 +141,17 @@ def cpu_works(folder: str, *, tiny: bool) -> list[Work]:
             ),
             rounds=3,
             goal={"fastai": (5.0, 8.0), "sentence-transformers": (6.0, 12.0)},
+        ),
+        Work(
+            "cpu-predict-short",
+            f"predict the first {SHORT} words of each, which sentence-transformers reads whole",
+            "texts",
+            (
+                task("ulmfit", "predict", 0, texts="short", unit="texts"),
+                task("sentence-transformers", "predict", 0, texts="short", batch=MINILM_BATCH),
+            ),
+            rounds=3,
+            goal={"sentence-transformers": (6.0, 12.0)},
         ),
         Work(
             "cpu-predict-long",

@@ -277,9 +277,11 @@ def ulmfit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="session")
 def forks() -> Any:
-    """Starts processes that have loaded torch and the package already: `forks.Process(target=..., args=...)`."""
+    """Starts processes that have loaded what a run loads already: `forks.Process(target=..., args=...)`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ulmfit.cli", "ulmfit.console", "ulmfit.pipeline", "ulmfit.predict"])
+    own = ["ulmfit.cli", "ulmfit.console", "ulmfit.pipeline", "ulmfit.predict", "ulmfit.learning.voters"]
+    loaded_on_the_way = ["torch._dynamo", "numba", "matplotlib.figure", "sklearn.linear_model", "pyarrow.parquet"]
+    context.set_forkserver_preload([*own, *loaded_on_the_way])
     # A shell's background job ignores Ctrl-C, and so would all that it starts: the server of forks must not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     forkserver.ensure_running()

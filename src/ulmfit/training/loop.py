@@ -71,7 +71,7 @@ def fit(
     with GradientExchange(processes, parameters) as exchange:
         for number, batch in enumerate(batches, start):
             lap("data")
-            torch.manual_seed(int(np.random.SeedSequence((*seed, number, processes.rank)).generate_state(1)[0]))
+            _seed(int(np.random.SeedSequence((*seed, number, processes.rank)).generate_state(1)[0]))
             share = schedule(number / total)
             set_rates(optimizer, share)
             optimizer.zero_grad(set_to_none=True)
@@ -88,3 +88,13 @@ def fit(
             lap("optimizer")
             state = result.state
             yield Step(number, result.logged, state, result.tokens, share)
+
+
+def _seed(seed: int) -> None:
+    """Seed the generators of the CPU and of GPUs in use, as `torch.manual_seed` does.
+
+    That one also leaves word, with the stack as text, for accelerators that are not there: .5 to 1.5 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
