@@ -120,7 +120,7 @@ class TinyLanguage:
     }
     """an epoch of each stage, for `settings` and `flags`"""
     SETTINGS: ClassVar[dict[str, dict[str, Any]]] = {
-        "run": {"precision": "float32"},
+        "run": {"precision": "float32", "device": "cpu"},
         "pretrain": {
             "tokenizer.vocab_size": 100,
             "encoder.embedding_size": 12,
