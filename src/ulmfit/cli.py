@@ -181,7 +181,7 @@ def train(
 
     from ulmfit.console import ProgressDisplay
     from ulmfit.learning.budget import LEAST_LABELLED, Budget, FewerLabels
-    from ulmfit.pipeline import check_labels
+    from ulmfit.pipeline import check_known_labels, check_labels
     from ulmfit.pipeline import train as run
     from ulmfit.predict import Predictor, evaluate
     from ulmfit.presets import FEW_LABELS, classify_preset, tune_preset
@@ -190,7 +190,7 @@ def train(
 
     counts = check_labels(labelled, text_column=text_column, label_column=label_column)
     if test is not None:
-        _check_known(test, list(counts), text_column=text_column, label_column=label_column)
+        check_known_labels(test, list(counts), text_column=text_column, label_column=label_column)
     run_settings = RunConfig.parse({"direction": direction, "seed": seed, "device": device, "storage": storage})
 
     def settings_for(labels: int) -> TrainConfig:
@@ -382,19 +382,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     again = "the same command" if words and words[0] in ("experiment", "ablate") else "--resume"
     with explained_end(again=again):
         app(words, exit_on_error=False, print_error=False)
-
-
-def _check_known(test: Path, labels: list[str], *, text_column: str, label_column: str) -> None:
-    """Refuse a test file with an unseen label before hours of training, not after."""
-    from ulmfit.errors import DataError
-    from ulmfit.text.sources import read_records
-
-    for record in read_records([test], text_column=text_column, label_column=label_column):
-        if record.label not in labels:
-            raise DataError(
-                f"{record.source}, row {record.row + 1}: the label {record.label!r} is not among the training labels "
-                f"{', '.join(labels)}"
-            )
 
 
 def _next(command: str) -> None:

@@ -278,3 +278,13 @@ def check_labels(labelled: Path, *, text_column: str, label_column: str) -> dict
             "a classifier needs at least two classes. Is --label-column the right one?"
         )
     return dict(sorted(counts.items()))
+
+
+def check_known_labels(test: Path, labels: Sequence[str], *, text_column: str, label_column: str) -> None:
+    """Refuse a test file with an unseen label before hours of training, not after: DataError that names its row."""
+    for record in read_records([test], text_column=text_column, label_column=label_column):
+        if record.label not in labels:
+            raise DataError(
+                f"{record.source}, row {record.row + 1}: the label {record.label!r} is not among the training labels "
+                f"{', '.join(labels)}"
+            )

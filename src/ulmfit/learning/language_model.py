@@ -36,7 +36,7 @@ from ulmfit.training.metrics import perplexity
 from ulmfit.training.stage import Stage
 
 EVALUATION_STREAMS = 64
-EVALUATION_TOKENS = {"cpu": 2**11, "cuda": 2**13}
+EVALUATION_WINDOW_TOKENS = {"cpu": 2**11, "cuda": 2**13}
 """read at once, of all streams together: on a CPU as few as a step learns from, so that it needs no more memory"""
 FEWEST_STREAMS = 16
 """that are left for the sake of more steps: on TREC-6 8 had an error of 6.30, 16 of 5.69 and 32 of 5.81"""
@@ -140,7 +140,7 @@ def measure_language_model(
         corpus,
         documents=documents,
         batch_size=streams,
-        window=EVALUATION_TOKENS[device.type] // streams,
+        window=EVALUATION_WINDOW_TOKENS[device.type] // streams,
         begin_id=tokenizer.begin_id,
         reverse=direction == "backward",
         shuffle=False,
